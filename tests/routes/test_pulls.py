@@ -1,0 +1,78 @@
+"""Image bytes out where something fails: what the client sees, and what is left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+from gateway import Gateway
+from memory_store import MemoryStore
+
+from visor_gateway.errors import StoreUnreachable
+
+DATA = bytes(range(256)) * 2000
+
+
+async def test_a_pull_is_counted_listed_and_forgotten_by_nobody(gateway: Gateway) -> None:
+    image = await gateway.add(DATA)
+    reply = await gateway.call("GET", f"/images/{image['_id']}")
+    assert (reply.status, reply.body) == (200, DATA)
+    shown = (await gateway.call("GET", f"/transfers/{reply.headers['x-transfer-id']}")).json()["transfer"]
+    assert (shown["state"], shown["kind"], shown["bytes"], shown["size"]) == ("finished", "pull", len(DATA), len(DATA))
+    assert shown["client"] == "192.0.2.7"
+    await gateway.services.access_counts.flush()
+    stored = await gateway.services.images.get(image["_id"])
+    assert stored is not None
+    assert stored.access_count == 1
+
+
+async def test_a_store_that_breaks_in_mid_pull_ends_in_a_reset(faulty: Gateway, store: MemoryStore) -> None:
+    image = await faulty.add(DATA)
+    store.faults.read_fails_at = 100_000
+    reply = await faulty.call("GET", f"/images/{image['_id']}")
+    assert reply.was_reset
+    assert reply.status == 200
+    assert len(reply.body) < len(DATA)
+    assert store.open_streams == 0
+
+
+async def test_a_store_that_is_away_before_the_first_byte_is_503(faulty: Gateway, store: MemoryStore) -> None:
+    image = await faulty.add(DATA)
+    store.faults.open_error = StoreUnreachable("The store 'file' is away")
+    reply = await faulty.call("GET", f"/images/{image['_id']}")
+    assert (reply.status, reply.was_reset) == (503, False)
+    assert reply.json()["message"] == "The store 'file' is away"
+    assert "retry-after" in reply.headers
+
+
+async def test_bytes_that_changed_in_the_store_never_leave(faulty: Gateway, store: MemoryStore) -> None:
+    image = await faulty.add(DATA)
+    (key,) = store.objects
+    store.put(key, bytes(len(DATA)))
+    reply = await faulty.call("GET", f"/images/{image['_id']}")
+    assert reply.status == 502
+    assert store.open_streams == 0
+
+
+async def test_a_file_that_changed_on_disk_never_leaves(gateway: Gateway) -> None:
+    image = await gateway.add(DATA)
+    (file,) = gateway.files()
+    with file.open("r+b") as handle:
+        handle.write(b"tampered")
+    assert (await gateway.call("GET", f"/images/{image['_id']}")).status == 502
+
+
+async def test_a_pull_that_is_under_way_outlives_the_delete(faulty: Gateway, store: MemoryStore) -> None:
+    image = await faulty.add(DATA)
+    store.faults.read_stalls_at = 100_000
+    replies: list[Any] = []
+
+    async def pull() -> None:
+        replies.append(await faulty.call("GET", f"/images/{image['_id']}"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pull)
+        await store.faults.stalled.wait()
+        assert (await faulty.call("DELETE", f"/images/{image['_id']}")).status == 200
+        store.faults.resume.set()
+    assert replies[0].body == DATA

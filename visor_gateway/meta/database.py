@@ -1,0 +1,135 @@
+"""The database as coroutines: statements run in worker threads, errors are translated, once, here. A few rows by their
+key can be had at once, in the event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, Protocol, TypeVar
+
+import sqlalchemy as sa
+import trio
+
+from ..errors import MetadataUnavailable
+from .sqlite import Sqlite
+
+T = TypeVar("T")
+
+READERS: Final = 4  # threads; a read takes far less than a millisecond, so more would only contend for the GIL
+
+
+class Engine(Protocol):
+    """What is a kind of database's own. All but `version` and `rows` block, and are called in worker threads."""
+
+    def migrate(self) -> None:
+        """Bring the schema up to date. Raises `ConfigError`, SQLAlchemy's errors."""
+
+    def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run `work` in a transaction that sees one state. Raises SQLAlchemy's errors, and what `work` raises."""
+
+    def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run `work` in a transaction beside which nobody else writes. Raises as `read`."""
+
+    def version(self) -> int | None:
+        """A number that is another one after any change by any process; None where that can't be told now."""
+
+    def rows(self, statement: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]] | None:
+        """The few rows that one statement of `reader.text` selects, at once; None where that can't be had."""
+
+    def wipe_log(self) -> None:
+        """Remove overwritten rows from where the database keeps them."""
+
+    def close(self) -> None:
+        """Close every connection. Call it when no call is under way."""
+
+
+class Database:
+    """An open database.
+
+    A call waits for a thread, and can be cancelled while it does. Once its thread has begun it runs to its end, and
+    its outcome is returned even if the caller was cancelled meanwhile; `Cancelled` is raised at the caller's next
+    checkpoint. So no caller is ever in doubt whether a statement took effect, but where a server does not tell.
+
+    Whoever opens it closes it with `aclose`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._readers = trio.CapacityLimiter(READERS)
+        # Every database has one writer at a time: tasks queue here, in order and cancellable.
+        self._writer = trio.CapacityLimiter(1)
+
+    @classmethod
+    async def open(cls, url: str) -> Database:
+        """Open the database and bring its schema up to date.
+
+        Raises:
+            ConfigError: The URL or the database can't be used, or the schema is a newer version's.
+            MetadataUnavailable: The database failed, is away, or stayed locked.
+        """
+        return cls(await trio.to_thread.run_sync(_open, url))
+
+    def version(self) -> int | None:
+        """What `Engine.version` tells."""
+        return self._engine.version()
+
+    def read_now(self, statement: str, **parameters: Any) -> list[tuple[Any, ...]] | None:
+        """What `Engine.rows` finds: where that is None, `read` is the way, which also tells what is wrong."""
+        return self._engine.rows(statement, parameters)
+
+    async def aclose(self) -> None:
+        """Close every connection. Call it when no call is under way."""
+        await trio.to_thread.run_sync(self._engine.close, limiter=self._writer)
+
+    async def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run `work` in a transaction that sees one state of the database. Raises `MetadataUnavailable`."""
+        return await trio.to_thread.run_sync(self._run, self._engine.read, work, limiter=self._readers)
+
+    async def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run `work` in a writing transaction. It is durable when this returns; what `work` raises undoes it.
+
+        Raises:
+            MetadataUnavailable: The database failed, or another process kept it locked.
+        """
+        return await trio.to_thread.run_sync(self._run, self._engine.write, work, limiter=self._writer)
+
+    async def wipe_log(self) -> None:
+        """Leave no overwritten row in the write-ahead log."""
+        await trio.to_thread.run_sync(self._wipe_log, limiter=self._writer)
+
+    @staticmethod
+    def _run(way: Callable[[Callable[[sa.Connection], T]], T], work: Callable[[sa.Connection], T]) -> T:
+        with _translated():
+            return way(work)
+
+    def _wipe_log(self) -> None:
+        with _translated():
+            self._engine.wipe_log()
+
+
+def _open(url: str) -> Engine:
+    engine = _engine(url)
+    try:
+        with _translated():
+            engine.migrate()
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _engine(url: str) -> Engine:
+    if url.startswith("postgresql"):
+        # Imported here: its driver is an extra.
+        from .postgres import Postgres
+
+        return Postgres(url, connections=READERS + 1)
+    return Sqlite(url, connections=READERS + 1)
+
+
+@contextmanager
+def _translated() -> Generator[None, None, None]:
+    try:
+        yield
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError) as exc:
+        raise MetadataUnavailable("The metadata database can't be used now") from exc

@@ -1,0 +1,166 @@
+"""A process as the gateway, and as an older generation: what `generations` asks of whoever serves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from .announcer import Announcer
+from .metrics import Families, Metrics
+from .revision import Reviser
+from .transfer.admission import Admission
+from .transfer.hub import Hub
+from .transfer.limits import Rates
+from .transfer.plane import ControlPlane
+from .transfer.reports import Verdict
+
+if TYPE_CHECKING:  # a gateway without older generations loads nothing of it
+    from .court import Court
+    from .transfer.elder import Elder
+
+NEVER: Final = math.inf
+
+
+class Sockets(Protocol):
+    """Who listens.
+
+    Attributes:
+        owns_names: Whether names of Unix sockets are ours to remove.
+    """
+
+    owns_names: bool
+
+    def passed_on(self) -> Mapping[int, str]:
+        """Duplicates of the listening sockets' descriptors, with names. The caller closes them."""
+        ...
+
+    def bequeath(self) -> None:
+        """Another process listens on them too, from now on: leave the names to it."""
+        ...
+
+
+class HubReign:
+    """`Reign` of a process whose transfers are those of its hub.
+
+    Attributes:
+        office: What is done by the youngest generation alone; cancelled when there is a younger one.
+        retired: Whether there is a younger one.
+        due: Set when an older generation has to end soon; `finish_at` says when.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        admission: Admission,
+        rates: Rates,
+        metrics: Metrics,
+        *,
+        stop: trio.Event,
+        court: Court | None,
+        announcer: Announcer,
+        complain: Callable[[str], None],
+    ) -> None:
+        self.office = trio.CancelScope()
+        self.retired = False
+        self.due = trio.Event()
+        self.finish_at = NEVER
+        self._hub = hub
+        self._admission = admission
+        self._rates = rates
+        self._metrics = metrics
+        self._stop = stop
+        self._court = court
+        self._announcer = announcer
+        self._complain = complain
+        self._reviser: Reviser | None = None
+        self._sockets: Sockets | None = None
+        self._own_plane: ControlPlane | None = None
+        self._own_share = 0
+
+    def serve_with(self, reviser: Reviser, sockets: Sockets) -> None:
+        """What serves the clients."""
+        self._reviser, self._sockets = reviser, sockets
+
+    # --- the youngest ----------------------------------------------------------------------------
+
+    @property
+    def court(self) -> Court | None:
+        return self._court
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stop.is_set()
+
+    def listening(self) -> Mapping[int, str]:
+        return {} if self._sockets is None else self._sockets.passed_on()
+
+    @property
+    def owns_names(self) -> bool:
+        return self._sockets is not None and self._sockets.owns_names
+
+    def retire(self) -> None:
+        self.retired = True
+        self._announcer.hush()
+        self.office.cancel(reason="there is a younger generation")
+        if self._sockets is not None:
+            self._sockets.bequeath()
+        self._stop.set()
+
+    def complain(self, what: str) -> None:
+        self._complain(what)
+
+    # --- an older one ----------------------------------------------------------------------------
+
+    def elder(self) -> Elder:
+        from .transfer.elder import Elder
+
+        return Elder(self._hub, self._admission, self)
+
+    def joined(self, elder: Elder) -> None:
+        from .transfer.remote_plane import RemotePlane
+
+        if self._reviser is not None:
+            # The youngest one keeps it: who is killed here is in it, too.
+            self._reviser.services.history.recording = False
+        self._own_share = self.share
+        self._ask(RemotePlane(elder.bus))
+
+    def left(self) -> None:
+        if self._reviser is not None:
+            self._reviser.services.history.recording = True
+        self.limit_rate(self._own_share)
+        self._admission.resume_slots()
+        self._ask(None)
+
+    def _ask(self, plane: ControlPlane | None) -> None:
+        """Answer clients who are still here by another plane; by the own one if None."""
+        if self._reviser is None:
+            return
+        if self._own_plane is None:
+            self._own_plane = self._reviser.services.plane
+        self._reviser.answer_by(plane or self._own_plane)
+
+    @property
+    def share(self) -> int:
+        return self._rates.bytes_per_s if self._court is None else self._court.shares.bytes_per_s
+
+    def limit_rate(self, bytes_per_s: int) -> None:
+        if self._court is None:
+            self._rates.limit(bytes_per_s)
+        else:
+            self._court.shares.limit(bytes_per_s)
+
+    def families(self) -> Families:
+        own = self._metrics.families()
+        return own if self._court is None else self._court.families(own)
+
+    def learn(self, verdict: Verdict) -> None:
+        if self._reviser is not None:
+            self._reviser.services.scrub.learn(verdict.attempt_id, verdict.good)
+
+    def finish(self, seconds: float) -> None:
+        self.finish_at = min(self.finish_at, trio.current_time() + seconds)
+        self.due.set()

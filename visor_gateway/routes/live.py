@@ -1,0 +1,318 @@
+"""The live channel, as WebSocket and as Server-Sent Events: the same messages in two wrappings (docs/protocol.md).
+
+Resource handling: one task sends and one looks at what the client says; both end with the first of them, and with the
+client. The connection is closed here, and reset where the client takes nothing.
+Error handling: a client that goes while it is served is no error.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+import trio
+
+from ..errors import InvalidRequest
+from ..transfer.contract import ClientConnection
+from ..transfer.messages import PROTOCOL, Bye, ByeReason, Resume, Subscribe, encode
+from ..transfer.plane import Watch
+from .movement import Receive, Send
+from .negotiate import COMMON_HEADERS
+from .request import Answer, Caller, Request, Services, Text
+
+SLOW_SECONDS: Final = 10.0  # a subscriber that takes nothing for so long is closed
+PING_SECONDS: Final = 5.0  # between a pong, or the opening, and the next ping
+LOOK_SECONDS: Final = 1.0  # how often one that has not taken all is looked at
+FAREWELL_SECONDS: Final = 1.0
+PARSE_SECONDS: Final = 0.05  # between two messages of a client: a snapshot costs more than the wish for one
+
+#: RFC 6455, 7.4: going away, policy violation, and one of our own.
+CLOSE_CODES: Final[Mapping[ByeReason, int]] = {"drain": 1001, "auth": 1008, "slow": 4008}
+
+_EVENT_STREAM: Final = (
+    *COMMON_HEADERS,
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold messages back
+)
+_EVENT_ID: Final = re.compile(r"([0-9a-f]{1,64}):([0-9]{1,18})")
+
+
+# --- the WebSocket -------------------------------------------------------------------------------
+
+
+async def websocket(scope: Mapping[str, Any], receive: Receive, send: Send, caller: Caller, services: Services) -> None:
+    """WebSocket /transfers/ws, as raw ASGI; the caller has been let in.
+
+    Raises:
+        InvalidRequest: The client offers other subprotocols only. Raised before the upgrade.
+        Draining: The gateway is stopping. Raised before the upgrade.
+    """
+    await receive()  # websocket.connect
+    subprotocol = _subprotocol(scope)
+    connection: ClientConnection = scope["state"]["connection"]
+    async with services.plane.watch(caller) as watch:
+        await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
+        await _converse(watch, _WebSocket(send, connection), connection, functools.partial(_listen, watch, receive))
+
+
+def _subprotocol(scope: Mapping[str, Any]) -> str | None:
+    """The subprotocol to accept; None where the client offers none, which is accepted too."""
+    offered = scope.get("subprotocols") or []
+    if offered and PROTOCOL not in offered:
+        raise InvalidRequest(f"The only WebSocket subprotocol here is {PROTOCOL}")
+    return PROTOCOL if offered else None
+
+
+async def _listen(watch: Watch, receive: Receive) -> None:
+    """Hand on what the client says until it goes."""
+    while (message := await receive())["type"] == "websocket.receive":
+        text = message.get("text")
+        if text is None:
+            watch.complain(InvalidRequest("Expected a text frame"))
+        else:
+            watch.hear(text)
+        await trio.sleep(PARSE_SECONDS)
+
+
+class _WebSocket:
+    """Messages as text frames."""
+
+    def __init__(self, send: Send, connection: ClientConnection) -> None:
+        self._send = send
+        self._connection = connection
+
+    async def send(self, texts: Sequence[str], *, ping: bool) -> None:
+        await self._connection.send_texts(texts, ping=ping)
+
+    @property
+    def pinged_at(self) -> float | None:
+        return self._connection.pinged_at
+
+    async def close(self, reason: ByeReason) -> None:
+        await self._send({"type": "websocket.close", "code": CLOSE_CODES[reason], "reason": reason})
+
+
+# --- Server-Sent Events --------------------------------------------------------------------------
+
+
+async def events(request: Request, receive: Receive, send: Send) -> Answer | Text | None:
+    """GET /transfers/events, as raw ASGI: filters and `hz` in the query, `Last-Event-ID` to resume.
+
+    Raises:
+        InvalidRequest: A filter is unknown, or `hz` is no number. Raised before the answer begins.
+        Draining: The gateway is stopping. Raised before the answer begins.
+    """
+    wishes: list[Subscribe | Resume] = [_wish(request)]
+    last = request.header(b"last-event-id")
+    if last is not None:
+        wishes.append(_position(last))
+    connection: ClientConnection = request.scope["state"]["connection"]
+    async with request.services.plane.watch(request.caller) as watch:
+        for wish in wishes:
+            watch.hear(msgspec.json.encode(wish).decode())
+        await send({"type": "http.response.start", "status": 200, "headers": list(_EVENT_STREAM)})
+        await _converse(watch, _EventStream(send), connection, functools.partial(_until_gone, receive))
+    return None
+
+
+def _wish(request: Request) -> Subscribe:
+    filters: dict[str, list[str]] = {}
+    hz: float | None = None
+    for name, value in request.query:
+        if name == "hz":
+            hz = _number(value)
+        else:
+            filters.setdefault(name, []).append(value)
+    wish = Subscribe(filter={**filters}, hz=hz)
+    _ = wish.filters  # refused here, before the answer begins
+    return wish
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InvalidRequest("Invalid hz: expected messages per second, 0.2 to 10")
+    return number
+
+
+def _position(last: bytes) -> Resume:
+    """What a client saw last. An id that is none of ours is one of another epoch: a gap and a snapshot follow."""
+    found = _EVENT_ID.fullmatch(last.decode("latin-1").strip())
+    return Resume(found[1], int(found[2])) if found else Resume("", 0)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class _EventStream:
+    """Messages as events of a stream (HTML, 9.2): `event` is the message's type, `data` the message. What has a `seq`
+    has an id, `<epoch>:<seq>`; the epoch is that of `hello`, which comes first. Nothing can be asked of its reader."""
+
+    pinged_at = None
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._epoch: str | None = None
+
+    async def send(self, texts: Sequence[str], *, ping: bool) -> None:
+        if not texts:
+            return
+        if self._epoch is None:
+            self._epoch = _decode(texts[0]).epoch
+        body = b"".join(_as_event(text, self._epoch) for text in texts)
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def close(self, reason: ByeReason) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Stamped(msgspec.Struct):
+    """What the wrapping needs of a message."""
+
+    type: str
+    seq: int | None = None
+    epoch: str | None = None
+
+
+_decode: Final = msgspec.json.Decoder(_Stamped).decode
+
+
+@functools.lru_cache(maxsize=64)  # many watchers get the same message
+def _as_event(text: str, epoch: str | None) -> bytes:
+    message = _decode(text)
+    id = "" if message.seq is None else f"id: {epoch}:{message.seq}\n"
+    return f"event: {message.type}\n{id}data: {text}\n\n".encode()
+
+
+# --- both ----------------------------------------------------------------------------------------
+
+
+class _Outlet(Protocol):
+    """What carries messages to a client."""
+
+    async def send(self, texts: Sequence[str], *, ping: bool) -> None:
+        """Send messages in one write, and with `ping` a question that every reader answers, where there is such."""
+        ...
+
+    @property
+    def pinged_at(self) -> float | None:
+        """When the question was sent that is not answered yet."""
+        ...
+
+    async def close(self, reason: ByeReason) -> None: ...
+
+
+async def _converse(
+    watch: Watch,
+    outlet: _Outlet,
+    connection: ClientConnection,
+    until_gone: Callable[[], Awaitable[None]],
+) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def listen() -> None:
+            await until_gone()
+            nursery.cancel_scope.cancel(reason="the client is gone")
+
+        nursery.start_soon(listen)
+        await _Sender(watch, outlet, connection).run()
+        nursery.cancel_scope.cancel(reason="all is said")
+
+
+class _Sender:
+    """Sends a watcher's messages, and tells a client that takes none.
+
+    A client that stopped reading is seen by the pong that does not come, and by the bytes that its kernel does not
+    acknowledge: our own kernel would take hours of messages before `send` blocks. `_left` is how many there were at the
+    last look.
+    """
+
+    def __init__(self, watch: Watch, outlet: _Outlet, connection: ClientConnection) -> None:
+        self._watch = watch
+        self._outlet = outlet
+        self._connection = connection
+        self._left = 0
+        self._took_at = trio.current_time()
+        self._ping_at = self._took_at + PING_SECONDS
+
+    async def run(self) -> None:
+        """Send until all is said or the client is gone or too slow; then it is closed."""
+        try:
+            if await self._deliver() and self._watch.farewell is not None:
+                await self._close(self._watch.farewell)
+            else:
+                await self._close_slow()
+        except OSError:  # gone
+            return
+
+    async def _deliver(self) -> bool:
+        """Send messages. True when all is said, False when the client takes nothing."""
+        while self._takes():
+            text: str | None = ""
+            with trio.CancelScope(deadline=self._look_at()):
+                text = await self._watch.next_text()
+            if text is None:
+                return True
+            await self._send([text, *self._watch.further_texts()] if text else [])
+        return False
+
+    def _look_at(self) -> float:
+        """When to look at the client, though there is nothing to send."""
+        now, pinged_at = trio.current_time(), self._outlet.pinged_at
+        due = self._ping_at if pinged_at is None or self._ping_at > now else pinged_at + SLOW_SECONDS
+        return min(due, now + LOOK_SECONDS) if self._left else due
+
+    def _takes(self) -> bool:
+        """Whether the client took something in the last `SLOW_SECONDS`, as far as there was something to take, and has
+        answered its ping within them."""
+        left, now = self._connection.unacknowledged(), trio.current_time()
+        if left == 0 or left < self._left:
+            self._took_at = now
+        self._left = left
+        pinged_at = self._outlet.pinged_at
+        return now - (self._took_at if pinged_at is None else min(pinged_at, self._took_at)) < SLOW_SECONDS
+
+    async def _send(self, texts: Sequence[str]) -> None:
+        """Send messages; a ping goes with them when it is time for one."""
+        now = trio.current_time()
+        ping = now >= self._ping_at and self._outlet.pinged_at is None
+        if ping:
+            self._ping_at = now + PING_SECONDS
+        elif not texts:
+            return
+        waits = self._left > 0
+        if waits:
+            self._takes()
+        else:
+            self._took_at = now
+        with trio.move_on_after(SLOW_SECONDS) as bound:
+            await self._outlet.send(texts, ping=ping)
+        if bound.cancelled_caught:
+            # Half a message may be out: nothing can follow it.
+            self._connection.reset()
+            raise ConnectionAbortedError
+        if waits:
+            # What was added is no sign that it took nothing of what there was.
+            self._left = self._connection.unacknowledged()
+
+    async def _close_slow(self) -> None:
+        with trio.move_on_after(FAREWELL_SECONDS):
+            await self._outlet.send([encode(Bye("slow"))], ping=False)
+            await self._close("slow")
+        self._connection.reset()
+
+    async def _close(self, reason: ByeReason) -> None:
+        with trio.move_on_after(FAREWELL_SECONDS) as bound:
+            await self._outlet.close(reason)
+        if bound.cancelled_caught:
+            self._connection.reset()

@@ -1,0 +1,67 @@
+"""What the parts of the gateway are given of its settings: a part of the composition root, `daemon`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+
+from . import config
+from .datadir import DataDirectory
+from .meta.sql import Metadata, open_metadata
+from .outbound import LocationPolicy
+from .server.settings import ServerSettings
+from .store.contract import Store
+from .store.file import FileStore
+from .transfer.admission import Slots
+from .transfer.scrub import Plan
+
+
+def metadata(settings: config.Settings, directory: DataDirectory) -> AbstractAsyncContextManager[Metadata]:
+    """The records and accounts, open within the block. Raises as `open_metadata`."""
+    return open_metadata(
+        settings.metadata.url.reveal(),
+        settings.auth.master_key_file or directory.master_key,
+        stale_if_error=settings.metadata.stale_if_error,
+    )
+
+
+def location_policy(settings: config.Settings) -> LocationPolicy:
+    """What locations that clients name may lead to."""
+    locations = settings.locations
+    return LocationPolicy(allow=locations.allow, deny_private=locations.deny_private, allow_hosts=locations.allow_hosts)
+
+
+def server_settings(settings: config.Settings) -> ServerSettings:
+    """What the socket edge is to know."""
+    server = settings.server
+    return ServerSettings(
+        bind=server.bind,
+        tls_certificate=server.tls_certificate,
+        tls_key=server.tls_key,
+        max_connections=server.max_connections,
+        backlog=server.backlog,
+        notsent_lowat=server.notsent_lowat,
+        stall_timeout=server.stall_timeout,
+    )
+
+
+def slots(settings: config.Settings) -> Slots:
+    """How many transfers may run and wait."""
+    limits = settings.limits
+    return Slots(
+        transfers=limits.transfers,
+        transfers_per_store=limits.transfers_per_store,
+        transfers_per_user=limits.transfers_per_user,
+        of_store={name: store.transfers for name, store in settings.stores.named.items() if store.transfers},
+        queue_limit=limits.queue_limit,
+    )
+
+
+def scrub_plans(settings: config.Settings, stores: Mapping[str, Store]) -> dict[str, tuple[FileStore, Plan]]:
+    """The stores that are scrubbed, and how often and how fast."""
+    found = {}
+    for name, described in settings.stores.named.items():
+        store = stores[name]
+        if isinstance(described, config.FileStore) and isinstance(store, FileStore):
+            found[name] = store, Plan(interval=described.scrub_interval, bytes_per_s=described.scrub_rate)
+    return found
