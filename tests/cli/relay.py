@@ -10,6 +10,8 @@ from collections.abc import Generator
 from urllib.parse import urlsplit
 
 BLOCK = 65536
+# Set, since the kernel lets a buffer that is read quickly grow by megabytes: what is held back must stay in the gateway.
+RECEIVE_BUFFER = 1 << 16
 
 
 class Relay:
@@ -46,7 +48,9 @@ class Relay:
             thread.join()
 
     def _forward(self, client: socket.socket) -> None:
-        with client, socket.create_connection(self._target) as gateway, selectors.DefaultSelector() as ready:
+        with client, socket.socket() as gateway, selectors.DefaultSelector() as ready:
+            gateway.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+            gateway.connect(self._target)
             ready.register(client, selectors.EVENT_READ)
             ready.register(gateway, selectors.EVENT_READ)
             with contextlib.suppress(OSError):
