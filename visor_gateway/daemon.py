@@ -28,7 +28,6 @@ from .meta.access import AccessCounts
 from .meta.sql import Metadata
 from .metrics import Metrics
 from .outbound import CONFIGURED, LocationPolicy, Outbound
-from .reign import HubReign, Sockets
 from .revision import Reviser, Revision
 from .routes.app import Application
 from .routes.request import Services
@@ -36,6 +35,7 @@ from .server import systemd
 from .server.listen import Server
 from .server.listener import Endpoint, Inherited
 from .server.settings import ServerSettings
+from .serving import HubProcess, Sockets
 from .store.cachedir import CacheDirectory
 from .store.cachefiles import CacheFiles
 from .store.http import HttpStore
@@ -156,28 +156,28 @@ class Daemon:
         self._board: Board = self._hub
         self._engine = Engine(self._hub, self._metrics, admission=self._admission, rates=self._rates)
         self._stalls = self._watch_for_stalls()
-        self._reign = self._founded()
+        self._process = self._serving_process()
 
     @property
     def _succeeds(self) -> bool:
         """Whether this process takes the place of another one."""
         return self._generations is not None and self._generations.predecessor is not None
 
-    def _founded(self) -> HubReign:
+    def _serving_process(self) -> HubProcess:
         """This process among the generations."""
-        court = None
+        predecessors = None
         if self._succeeds:
             # Imported here: a gateway without older generations loads nothing of it.
-            from .court import Court
+            from .predecessors import Predecessors
 
-            court = Court.founded(self._hub, self._admission, self._rates, self._metrics)
-        return HubReign(
+            predecessors = Predecessors.of_hub(self._hub, self._admission, self._rates, self._metrics)
+        return HubProcess(
             self._hub,
             self._admission,
             self._rates,
             self._metrics,
             stop=self._stop,
-            court=court,
+            predecessors=predecessors,
             announcer=self._announcer,
             complain=self._complain,
         )
@@ -222,7 +222,7 @@ class Daemon:
             )
             self._server = server
             self._reviser.serve_with(app, server)
-            self._reign.serve_with(self._reviser, server)
+            self._process.serve_with(self._reviser, server)
             await self._prepare(services)
             await self._serve(services, server, signals)
 
@@ -246,7 +246,7 @@ class Daemon:
             await self._open(services, server.endpoints, nursery)
             nursery.start_soon(self._heed, signals)
             await self._stop.wait()
-            await (self._outlive(server) if self._reign.retired else self._drain(server))
+            await (self._outlive(server) if self._process.retired else self._drain(server))
             nursery.cancel_scope.cancel(reason="drained")
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             await services.access_counts.flush()
@@ -265,26 +265,26 @@ class Daemon:
 
     def _services_of_gateway(self, services: Services) -> tuple[Service, ...]:
         """What runs once in a gateway, however many processes it has."""
-        court = self._reign.court
-        return (self._hub.run,) if court is None else (self._hub.run, court.serve)
+        predecessors = self._process.predecessors
+        return (self._hub.run,) if predecessors is None else (self._hub.run, predecessors.serve)
 
-    async def _hold_office(self, services: Services) -> None:
+    async def _serve_as_youngest(self, services: Services) -> None:
         """Do what the youngest generation alone does, until there is a younger one."""
-        with self._reign.office:
+        with self._process.duties:
             async with trio.open_nursery() as nursery:
                 for service in (services.sweep.serve, services.scrub.serve):
                     nursery.start_soon(service)
 
-    async def _accede(self, nursery: trio.Nursery) -> None:
+    async def _take_over(self, nursery: trio.Nursery) -> None:
         """Be the gateway, once the predecessor gives the word."""
         if self._generations is not None:
-            await self._generations.accede()
-            nursery.start_soon(self._generations.serve, self._reign)
+            await self._generations.become_gateway()
+            nursery.start_soon(self._generations.serve, self._process)
 
-    def _acceded(self, sockets: Sockets) -> None:
+    def _took_over(self, sockets: Sockets) -> None:
         """Clients are accepted."""
         if self._generations is not None:
-            self._generations.acceded()
+            self._generations.became_gateway()
             if self._generations.predecessor is not None:
                 sockets.owns_names = self._generations.predecessor.owns_names
 
@@ -292,14 +292,14 @@ class Daemon:
         """Clients can connect: tell everybody."""
         self._endpoints = endpoints
         await greet(services.accounts, self._directory, self._url)
-        await self._accede(nursery)
+        await self._take_over(nursery)
         if self._server is not None:
             self._server.admit()
-            self._acceded(self._server)
+            self._took_over(self._server)
         _log.info("serving", url=self._url, credentials=str(self._directory.admin))
         self._readiness.listening = True
         self._announcer.ready()
-        nursery.start_soon(self._hold_office, services)
+        nursery.start_soon(self._serve_as_youngest, services)
 
     # --- building --------------------------------------------------------------------------------
 
@@ -390,8 +390,8 @@ class Daemon:
         return History(metadata.history, keep=self._settings.metadata.history)
 
     def _plane(self, scrub: Scrub, history: History) -> ControlPlane:
-        if self._reign.court is not None:
-            return self._reign.court.plane(
+        if self._process.predecessors is not None:
+            return self._process.predecessors.plane(
                 self._hub, self._engine, self._metrics, scrub, history=history, refresh=self._count_cache
             )
         return LocalPlane(self._hub, self._engine, self._metrics, scrub)
@@ -401,8 +401,8 @@ class Daemon:
 
     def _tell_verdict(self, attempt_id: str, good: bool) -> None:
         """The scrub found something: older generations need to know."""
-        if self._reign.court is not None:
-            self._reign.court.tell_verdict(attempt_id, good)
+        if self._process.predecessors is not None:
+            self._process.predecessors.tell_verdict(attempt_id, good)
 
     def _cache(self, metadata: Metadata) -> Cache:
         settings = self._settings.cache
@@ -452,8 +452,8 @@ class Daemon:
             elif not self._stop.is_set():
                 _log.info("stopping", signal=signal.Signals(number).name)
                 self._stop.set()
-            elif self._reign.retired and not self._reign.due.is_set():
-                self._reign.finish(self._settings.server.drain_timeout)
+            elif self._process.retired and not self._process.due.is_set():
+                self._process.finish(self._settings.server.drain_timeout)
             else:
                 _log.warning("cutting what is left", signal=signal.Signals(number).name)
                 self._cut.set()
@@ -521,7 +521,7 @@ class Daemon:
 
     def _limit_rate(self, bytes_per_s: int) -> None:
         """Change the gateway's rate."""
-        self._reign.limit_rate(bytes_per_s)
+        self._process.limit_rate(bytes_per_s)
 
     async def _drain(self, server: Server) -> None:
         """Finish what runs, up to the deadline or a second signal, then cut what is left."""
@@ -529,9 +529,9 @@ class Daemon:
         self._readiness.draining = True
         self._announcer.stopping()
         self._hub.close("drain")
-        court = self._reign.court
-        if court is not None:
-            court.finish(timeout)
+        predecessors = self._process.predecessors
+        if predecessors is not None:
+            predecessors.finish(timeout)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cut_short, server)
             await server.drain(timeout)
@@ -540,16 +540,16 @@ class Daemon:
             with trio.move_on_after(CLOSE_SECONDS):
                 for transfer in unattended:
                     await transfer.ended.wait()
-            if court is not None:
+            if predecessors is not None:
                 # The main process of a service ends last.
                 with trio.move_on_after(timeout + CLOSE_SECONDS):
-                    await court.wait_empty()
+                    await predecessors.wait_empty()
             nursery.cancel_scope.cancel(reason="drained")
 
     async def _cut_short(self, server: Server) -> None:
         await self._cut.wait()
-        if self._reign.court is not None:
-            self._reign.court.finish(0)
+        if self._process.predecessors is not None:
+            self._process.predecessors.finish(0)
         await server.drain(0)
 
     async def _outlive(self, server: Server) -> None:
@@ -560,7 +560,7 @@ class Daemon:
             nursery.start_soon(self._cut_short, server)
             nursery.start_soon(self._finish_in_time)
             if self._generations is not None:
-                nursery.start_soon(self._generations.outlive, self._reign)
+                nursery.start_soon(self._generations.outlive, self._process)
             await server.drain(math.inf)
             nursery.start_soon(self._end_unattended)
             while live := self._board.live():
@@ -572,15 +572,15 @@ class Daemon:
 
     async def _finish_in_time(self) -> None:
         """Cut what is left when the whole gateway has to end."""
-        await self._reign.due.wait()
+        await self._process.due.wait()
         if self._generations is not None:
             self._generations.finish()
-        await trio.sleep_until(self._reign.finish_at)
+        await trio.sleep_until(self._process.finish_at)
         self._cut.set()
 
     async def _end_unattended(self) -> None:
         """Where the whole gateway stops, what serves no connection does not go on."""
-        await self._reign.due.wait()
+        await self._process.due.wait()
         self._engine.drain()
         self._engine.cancel_background("drain")
 

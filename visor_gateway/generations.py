@@ -20,12 +20,12 @@ import trio
 
 from . import __version__
 from .control import ControlSocket, Request, connect, receive_line, send_line
-from .court import Court
 from .datadir import Held
 from .errors import ConfigError, Conflict, GatewayError
+from .predecessors import Predecessors
 from .server import systemd
 from .succession import Predecessor, Successor, UpgradeFailed, start_successor
-from .transfer.elder import Elder, Estate
+from .transfer.draining import DrainingMember, DrainingProcess
 
 JOIN_SECONDS: Final = 5.0
 AGAIN_SECONDS: Final = 0.1  # between two looks for the youngest generation
@@ -36,11 +36,11 @@ DEPART_SECONDS: Final = 2.0
 _log: Final = structlog.get_logger("visor_gateway.generations")
 
 
-class Reign(Estate, Protocol):
+class ServingProcess(DrainingProcess, Protocol):
     """What a process does as the gateway, and as an older generation."""
 
     @property
-    def court(self) -> Court | None:
+    def predecessors(self) -> Predecessors | None:
         """Where older generations are members, if there may be any."""
         ...
 
@@ -66,11 +66,11 @@ class Reign(Estate, Protocol):
         """Say in the status that something is wrong."""
         ...
 
-    def elder(self) -> Elder:
+    def draining_member(self) -> DrainingMember:
         """What speaks for its transfers at another bus."""
         ...
 
-    def joined(self, elder: Elder) -> None:
+    def joined(self, member: DrainingMember) -> None:
         """Ask the youngest generation what concerns the gateway."""
         ...
 
@@ -87,12 +87,12 @@ class Generations:
         self._held = held
         self._instance = str(uuid.uuid4())
         self._control = ControlSocket(held.directory.control, self._answer)
-        self._reign: Reign | None = None
+        self._process: ServingProcess | None = None
         self._upgrading = False
         self._answering = 0  # those who asked for an upgrade and wait for what comes of it
         self._listening: Mapping[int, str] = {}
         self._successor: Successor | None = None
-        self._elder: Elder | None = None
+        self._member: DrainingMember | None = None
         self._retired = False
         self._finishing = False
         self._hopeless = False
@@ -100,8 +100,8 @@ class Generations:
 
     # --- the youngest ----------------------------------------------------------------------------
 
-    async def accede(self) -> None:
-        """Wait for the word of the predecessor, if there is one; then be the gateway, to be confirmed by `acceded`.
+    async def become_gateway(self) -> None:
+        """Wait for the word of the predecessor, if there is one; then be the gateway. `became_gateway` confirms it.
 
         Raises:
             ConfigError: It decided otherwise, or the control socket can't be made.
@@ -111,14 +111,14 @@ class Generations:
         self._control.listen()
         self._held.sign()
 
-    def acceded(self) -> None:
+    def became_gateway(self) -> None:
         """Connections are accepted."""
         if self.predecessor is not None:
             self.predecessor.confirm()
 
-    async def serve(self, reign: Reign) -> None:
+    async def serve(self, process: ServingProcess) -> None:
         """Answer on the control socket, until cancelled."""
-        self._reign = reign
+        self._process = process
         await self._control.serve()
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ class Generations:
             self._successor = None
 
     async def _answer(self, request: Request, stream: trio.SocketStream) -> None:
-        reign = self._reign
+        process = self._process
         if request.get("ask") == "upgrade":
             self._answering += 1
             try:
@@ -139,8 +139,8 @@ class Generations:
             finally:
                 self._answering -= 1
                 self._tell()
-        elif request.get("ask") == "join" and reign is not None and reign.court is not None:
-            await reign.court.attend(request, stream)
+        elif request.get("ask") == "join" and process is not None and process.predecessors is not None:
+            await process.predecessors.attend(request, stream)
 
     async def _answer_upgrade(self, stream: trio.SocketStream) -> None:
         try:
@@ -151,31 +151,31 @@ class Generations:
             await send_line(stream, done=True, pid=successor.pid, version=successor.version)
 
     async def _upgrade(self) -> Successor:
-        reign = self._reign
-        if reign is None or reign.is_stopping:
+        process = self._process
+        if process is None or process.is_stopping:
             raise Conflict("the gateway is stopping, or another process has taken over")
         if self._upgrading:
             raise Conflict("an upgrade is under way")
         self._upgrading = True
         try:
-            return await self._succeeded(reign)
+            return await self._succeeded(process)
         except GatewayError as error:
             _log.error("upgrade failed, this process goes on", error=error.message)
-            reign.complain(f"upgrade failed: {error.message}")
+            process.complain(f"upgrade failed: {error.message}")
             raise
         finally:
             self._upgrading = False
 
-    async def _succeeded(self, reign: Reign) -> Successor:
+    async def _succeeded(self, process: ServingProcess) -> Successor:
         """Have another process take this one's place."""
         if not self._listening:
-            self._listening = reign.listening()
+            self._listening = process.listening()
         _log.info("starting the process that takes over")
         successor = await start_successor(self._listening, self._held.fd)
         try:
             await successor.ready()
-            self._demand_not_stopping(reign)
-            await successor.take_over(owns_names=reign.owns_names)
+            self._demand_not_stopping(process)
+            await successor.take_over(owns_names=process.owns_names)
         except BaseException:
             successor.give_up()
             if not self._retired:
@@ -183,16 +183,16 @@ class Generations:
                     self._control.listen()
                     self._held.sign()
             raise
-        self._hand_over(reign, successor)
+        self._hand_over(process, successor)
         # The manager must know the new process before this one can end.
         await trio.to_thread.run_sync(systemd.barrier)
         return successor
 
-    def _demand_not_stopping(self, reign: Reign) -> None:
-        if not self._retired and reign.is_stopping:
+    def _demand_not_stopping(self, process: ServingProcess) -> None:
+        if not self._retired and process.is_stopping:
             raise Conflict("the gateway is stopping")
 
-    def _hand_over(self, reign: Reign, successor: Successor) -> None:
+    def _hand_over(self, process: ServingProcess, successor: Successor) -> None:
         _log.info("succeeded", pid=successor.pid, version=successor.version, by_version_of=__version__)
         self._control.close()
         systemd.notify(f"MAINPID={successor.pid}")
@@ -201,23 +201,23 @@ class Generations:
         self._successor = successor
         if not self._retired:
             self._retired = True
-            if reign.court is not None:
-                reign.court.release()
-            reign.retire()
+            if process.predecessors is not None:
+                process.predecessors.release()
+            process.retire()
 
     # --- an older one ----------------------------------------------------------------------------
 
-    async def outlive(self, reign: Reign) -> None:
+    async def outlive(self, process: ServingProcess) -> None:
         """Be a member of the youngest one's bus, whichever process that is, until cancelled."""
         vacant, delay = 0.0, AGAIN_SECONDS
         while True:
             stream = await self._joined()
             if stream is not None:
                 vacant, delay = 0.0, AGAIN_SECONDS
-                await self._stay(reign, stream)
+                await self._stay(process, stream)
                 continue
             if not self._finishing and (vacant >= VACANT_SECONDS or await self._has_died()):
-                self._hopeless = not await self._fill(reign)
+                self._hopeless = not await self._fill(process)
                 if self._hopeless:
                     self._tell()
                     await trio.sleep(delay)
@@ -243,13 +243,13 @@ class Generations:
         """
         while self._answering:
             await self._changed.wait()
-        while self._elder is None and not self._finishing:
+        while self._member is None and not self._finishing:
             if self._hopeless:
                 raise UpgradeFailed("the process that had taken over has died, and none could be started in its place")
             await self._changed.wait()
-        if self._elder is not None:
+        if self._member is not None:
             with trio.move_on_after(DEPART_SECONDS), suppress(GatewayError):
-                await self._elder.depart()
+                await self._member.depart()
 
     async def _joined(self) -> trio.SocketStream | None:
         stream: trio.SocketStream | None = None
@@ -263,17 +263,17 @@ class Generations:
             await trio.aclose_forcefully(stream)
         return None
 
-    async def _stay(self, reign: Reign, stream: trio.SocketStream) -> None:
-        def joined(elder: Elder) -> None:
-            reign.joined(elder)
-            self._elder = elder
+    async def _stay(self, process: ServingProcess, stream: trio.SocketStream) -> None:
+        def joined(member: DrainingMember) -> None:
+            process.joined(member)
+            self._member = member
             self._tell()
 
         try:
-            await reign.elder().stay(stream, joined)
+            await process.draining_member().stay(stream, joined)
         finally:
-            self._elder = None
-            reign.left()
+            self._member = None
+            process.left()
 
     async def _has_died(self) -> bool:
         """Whether the process that succeeded this one has ended."""
@@ -283,7 +283,7 @@ class Generations:
             await self._successor.wait_ended()
         return not waited.cancelled_caught
 
-    async def _fill(self, reign: Reign) -> bool:
+    async def _fill(self, process: ServingProcess) -> bool:
         """Start another process in the place of the youngest one, which died. Whether there is one now."""
         with self._alone() as alone:
             if not alone:
@@ -295,7 +295,7 @@ class Generations:
                 return True
             _log.error("the process that had taken over has died, another one is started")
             try:
-                await self._succeeded(reign)
+                await self._succeeded(process)
             except GatewayError as error:
                 _log.error("no process could be started in its place", error=error.message)
                 return False

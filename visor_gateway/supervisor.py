@@ -22,7 +22,6 @@ import structlog
 import trio
 
 from . import __version__, config, wiring
-from .court import Court
 from .crew import (
     BEAT,
     BEAT_SECONDS,
@@ -47,11 +46,12 @@ from .generations import Generations
 from .greeting import greet
 from .metrics import Families, MetricsSum
 from .outbound import CONFIGURED
-from .reign import HubReign
+from .predecessors import Predecessors
 from .revision import Reviser
 from .routes.request import Services
 from .server import systemd
 from .server.bind import Listeners, held_listeners
+from .serving import HubProcess
 from .transfer.bus import Bus, Command, MemberGone
 from .transfer.center import Center
 from .transfer.plane import ControlPlane
@@ -134,15 +134,15 @@ class Supervisor(Daemon):
         self._scrub: Scrub | None = None
         self._sweep: Sweep | None = None
 
-    def _founded(self) -> HubReign:
+    def _serving_process(self) -> HubProcess:
         self._bus = Bus(relays=True)
         self._sums = MetricsSum()
         self._center = Center(self._bus, self._hub, self._admission, self._rates, self._metrics)
         self._shares = RateShares(self._bus, self._hub, self._rates, held=self._succeeds)
-        court = self._court = Court(
+        predecessors = self._predecessors = Predecessors(
             self._bus, self._center, self._shares, self._sums, self._admission, succeeds=self._succeeds
         )
-        return _CrewReign(self, court)
+        return _CrewProcess(self, predecessors)
 
     async def _run(self) -> None:
         async with AsyncExitStack() as stack:
@@ -158,7 +158,7 @@ class Supervisor(Daemon):
                 held_listeners(self._server_settings(self._settings), self._listening())
             )
             self._endpoints = listeners.endpoints
-            self._reign.serve_with(self._reviser, listeners)
+            self._process.serve_with(self._reviser, listeners)
             await self._prepare(services)
             await self._supervise(services, listeners, signals)
 
@@ -171,32 +171,32 @@ class Supervisor(Daemon):
             async with trio.open_nursery() as workers:
                 await self._start(workers, listeners)
                 await greet(services.accounts, self._directory, self._url)
-                await self._accede(nursery)
+                await self._take_over(nursery)
                 self._tell(Condition(listening=True))
-                self._acceded(listeners)
+                self._took_over(listeners)
                 _log.info("serving", url=self._url, credentials=str(self._directory.admin))
                 self._announcer.ready()
-                nursery.start_soon(self._hold_office, services)
+                nursery.start_soon(self._serve_as_youngest, services)
                 nursery.start_soon(self._heed, signals)
                 await self._stop.wait()
                 listeners.close()
                 self._crew = workers.cancel_scope
-                if self._reign.retired:
+                if self._process.retired:
                     self._retire_workers(nursery)
                 else:
                     self._drain_workers()
                 nursery.start_soon(self._cut_workers)
-            if self._reign.retired and self._generations is not None:
+            if self._process.retired and self._generations is not None:
                 await self._generations.depart()
             with trio.move_on_at(self._ends_at):
                 # The main process of a service ends last.
-                await self._court.wait_empty()
+                await self._predecessors.wait_empty()
             nursery.cancel_scope.cancel(reason="drained")
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             await services.history.flush()
 
     def _services_of_gateway(self, services: Services) -> tuple[Service, ...]:
-        own = services.health.serve, services.history.serve, self._shares.run, self._center.run, self._court.open
+        own = services.health.serve, services.history.serve, self._shares.run, self._center.run, self._predecessors.open
         return self._hub.run, *own
 
     # --- the bus ---------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ class Supervisor(Daemon):
         self._host = PlaneHost(
             self._bus, self._hub, self._metrics, scrub, self._shares, self._sums, refresh=services.cache.count
         )
-        self._court.answer_by(self._host)
+        self._predecessors.answer_by(self._host)
         self._center.record_in(services.history)
         self._bus.answer(JOIN, self._welcome)
         self._bus.answer(STANDING, self._standing)
@@ -369,7 +369,7 @@ class Supervisor(Daemon):
         self._tell(Condition(draining=True))
         self._announcer.stopping()
         self._hub.close("drain")
-        self._court.finish(timeout)
+        self._predecessors.finish(timeout)
         self._end_after(timeout)
 
     def _end_after(self, seconds: float) -> None:
@@ -383,32 +383,32 @@ class Supervisor(Daemon):
         nursery.start_soon(self._finish_in_time)
         nursery.start_soon(self._finish_workers)
         if self._generations is not None:
-            nursery.start_soon(self._generations.outlive, self._reign)
+            nursery.start_soon(self._generations.outlive, self._process)
 
     async def _finish_workers(self) -> None:
-        await self._reign.due.wait()
-        seconds = max(0.0, self._reign.finish_at - trio.current_time())
+        await self._process.due.wait()
+        seconds = max(0.0, self._process.finish_at - trio.current_time())
         self._tell(Condition(draining=True, seconds=seconds))
         self._end_after(seconds)
 
     async def _cut_workers(self) -> None:
         await self._cut.wait()
-        self._court.finish(0)
+        self._predecessors.finish(0)
         self._bus.publish(CUT, None)
         self._crew.deadline = trio.current_time() + END_SECONDS
 
 
-class _CrewReign(HubReign):
+class _CrewProcess(HubProcess):
     """That of a supervisor: the older generation is all of its workers."""
 
-    def __init__(self, supervisor: Supervisor, court: Court) -> None:
+    def __init__(self, supervisor: Supervisor, predecessors: Predecessors) -> None:
         super().__init__(
             supervisor._hub,
             supervisor._admission,
             supervisor._rates,
             supervisor._metrics,
             stop=supervisor._stop,
-            court=court,
+            predecessors=predecessors,
             announcer=supervisor._announcer,
             complain=supervisor._complain,
         )

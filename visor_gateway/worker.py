@@ -139,9 +139,9 @@ class Worker(Daemon):
         if condition.listening and self._server is not None:
             self._server.admit()
         if condition.retired:
-            self._reign.retire()
-        elif condition.draining and self._reign.retired:
-            self._reign.finish(condition.seconds)
+            self._process.retire()
+        elif condition.draining and self._process.retired:
+            self._process.finish(condition.seconds)
         elif condition.draining:
             self._stop.set()
 

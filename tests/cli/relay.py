@@ -10,7 +10,8 @@ from collections.abc import Generator
 from urllib.parse import urlsplit
 
 BLOCK = 65536
-# Set, since the kernel lets a buffer that is read quickly grow by megabytes: what is held back must stay in the gateway.
+# Set, since the kernel lets a buffer that is read quickly grow by megabytes, and what is held back must stay in the
+# gateway.
 RECEIVE_BUFFER = 1 << 16
 
 

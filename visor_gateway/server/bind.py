@@ -61,7 +61,7 @@ class Listeners:
         """Duplicates of their descriptors, with names. The caller closes them."""
         return duplicated(self._listeners)
 
-    def bequeath(self) -> None:
+    def leave_names(self) -> None:
         """Another process listens on them too, from now on: leave the names to it."""
         self.owns_names = False
 

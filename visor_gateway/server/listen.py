@@ -135,7 +135,7 @@ class Server:
         """Duplicates of the listening sockets' descriptors, with names. The caller closes them."""
         return duplicated(self._listeners)
 
-    def bequeath(self) -> None:
+    def leave_names(self) -> None:
         """Another process listens on the same sockets, from now on: leave their names to it."""
         self.owns_names = False
 

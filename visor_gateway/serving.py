@@ -18,8 +18,8 @@ from .transfer.plane import ControlPlane
 from .transfer.reports import Verdict
 
 if TYPE_CHECKING:  # a gateway without older generations loads nothing of it
-    from .court import Court
-    from .transfer.elder import Elder
+    from .predecessors import Predecessors
+    from .transfer.draining import DrainingMember
 
 NEVER: Final = math.inf
 
@@ -37,16 +37,16 @@ class Sockets(Protocol):
         """Duplicates of the listening sockets' descriptors, with names. The caller closes them."""
         ...
 
-    def bequeath(self) -> None:
+    def leave_names(self) -> None:
         """Another process listens on them too, from now on: leave the names to it."""
         ...
 
 
-class HubReign:
-    """`Reign` of a process whose transfers are those of its hub.
+class HubProcess:
+    """`ServingProcess` of a process whose transfers are those of its hub.
 
     Attributes:
-        office: What is done by the youngest generation alone; cancelled when there is a younger one.
+        duties: What is done by the youngest generation alone; cancelled when there is a younger one.
         retired: Whether there is a younger one.
         due: Set when an older generation has to end soon; `finish_at` says when.
     """
@@ -59,11 +59,11 @@ class HubReign:
         metrics: Metrics,
         *,
         stop: trio.Event,
-        court: Court | None,
+        predecessors: Predecessors | None,
         announcer: Announcer,
         complain: Callable[[str], None],
     ) -> None:
-        self.office = trio.CancelScope()
+        self.duties = trio.CancelScope()
         self.retired = False
         self.due = trio.Event()
         self.finish_at = NEVER
@@ -72,7 +72,7 @@ class HubReign:
         self._rates = rates
         self._metrics = metrics
         self._stop = stop
-        self._court = court
+        self._predecessors = predecessors
         self._announcer = announcer
         self._complain = complain
         self._reviser: Reviser | None = None
@@ -87,8 +87,8 @@ class HubReign:
     # --- the youngest ----------------------------------------------------------------------------
 
     @property
-    def court(self) -> Court | None:
-        return self._court
+    def predecessors(self) -> Predecessors | None:
+        return self._predecessors
 
     @property
     def is_stopping(self) -> bool:
@@ -104,9 +104,9 @@ class HubReign:
     def retire(self) -> None:
         self.retired = True
         self._announcer.hush()
-        self.office.cancel(reason="there is a younger generation")
+        self.duties.cancel(reason="there is a younger generation")
         if self._sockets is not None:
-            self._sockets.bequeath()
+            self._sockets.leave_names()
         self._stop.set()
 
     def complain(self, what: str) -> None:
@@ -114,19 +114,19 @@ class HubReign:
 
     # --- an older one ----------------------------------------------------------------------------
 
-    def elder(self) -> Elder:
-        from .transfer.elder import Elder
+    def draining_member(self) -> DrainingMember:
+        from .transfer.draining import DrainingMember
 
-        return Elder(self._hub, self._admission, self)
+        return DrainingMember(self._hub, self._admission, self)
 
-    def joined(self, elder: Elder) -> None:
+    def joined(self, member: DrainingMember) -> None:
         from .transfer.remote_plane import RemotePlane
 
         if self._reviser is not None:
             # The youngest one keeps it: who is killed here is in it, too.
             self._reviser.services.history.recording = False
         self._own_share = self.share
-        self._ask(RemotePlane(elder.bus))
+        self._ask(RemotePlane(member.bus))
 
     def left(self) -> None:
         if self._reviser is not None:
@@ -145,17 +145,17 @@ class HubReign:
 
     @property
     def share(self) -> int:
-        return self._rates.bytes_per_s if self._court is None else self._court.shares.bytes_per_s
+        return self._rates.bytes_per_s if self._predecessors is None else self._predecessors.shares.bytes_per_s
 
     def limit_rate(self, bytes_per_s: int) -> None:
-        if self._court is None:
+        if self._predecessors is None:
             self._rates.limit(bytes_per_s)
         else:
-            self._court.shares.limit(bytes_per_s)
+            self._predecessors.shares.limit(bytes_per_s)
 
     def families(self) -> Families:
         own = self._metrics.families()
-        return own if self._court is None else self._court.families(own)
+        return own if self._predecessors is None else self._predecessors.families(own)
 
     def learn(self, verdict: Verdict) -> None:
         if self._reviser is not None:

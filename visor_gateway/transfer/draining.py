@@ -44,7 +44,7 @@ from .reports import (
 from .transfer import ENDED, Transfer
 
 
-class Estate(Protocol):
+class DrainingProcess(Protocol):
     """What an older generation is, apart from its transfers."""
 
     @property
@@ -69,29 +69,29 @@ class Estate(Protocol):
         ...
 
 
-class Elder:
+class DrainingMember:
     """One stay at the bus of a younger generation, from the first word to the last.
 
     Attributes:
         bus: The bus, with the center as its one member.
     """
 
-    def __init__(self, hub: Hub, admission: Admission, estate: Estate) -> None:
+    def __init__(self, hub: Hub, admission: Admission, process: DrainingProcess) -> None:
         self.bus = Bus()
         self._hub = hub
         self._admission = admission
-        self._estate = estate
+        self._process = process
         self._period = REPORT_SECONDS
         self._reported: dict[str, Counts] = {}
         self._nursery: trio.Nursery | None = None
         self.bus.subscribe(STEER, self._steer)
         self.bus.subscribe(CADENCE, self._set_period)
-        self.bus.subscribe(VERDICT, lambda member, verdict: estate.learn(verdict))
-        self.bus.subscribe(FINISH, lambda member, seconds: estate.finish(seconds))
-        self.bus.answer(SHARE, lambda member, share: estate.limit_rate(share))
-        self.bus.answer(FAMILIES, lambda member, _: estate.families())
+        self.bus.subscribe(VERDICT, lambda member, verdict: process.learn(verdict))
+        self.bus.subscribe(FINISH, lambda member, seconds: process.finish(seconds))
+        self.bus.answer(SHARE, lambda member, share: process.limit_rate(share))
+        self.bus.answer(FAMILIES, lambda member, _: process.families())
 
-    async def stay(self, stream: trio.abc.Stream, joined: Callable[[Elder], None]) -> None:
+    async def stay(self, stream: trio.abc.Stream, joined: Callable[[DrainingMember], None]) -> None:
         """Be a member at the other end of `stream`, until that is gone or this is cancelled. Closes the stream.
 
         Args:
@@ -105,7 +105,7 @@ class Elder:
             self._admission.yield_slots()
             for transfer in self._hub.live():
                 self.added(transfer)
-            self.bus.publish(SETTLED, Settled(self._estate.share), to=CENTER)
+            self.bus.publish(SETTLED, Settled(self._process.share), to=CENTER)
             self._hub.scribe = self
             try:
                 joined(self)
@@ -117,7 +117,7 @@ class Elder:
 
     async def depart(self) -> None:
         """Say the last words. Returns when they have been heard."""
-        await self.bus.command(CENTER, DEPART, self._estate.families())
+        await self.bus.command(CENTER, DEPART, self._process.families())
 
     # --- what is told of the hub -----------------------------------------------------------------
 

@@ -32,7 +32,7 @@ OPEN_SECONDS: Final = 10.0  # for the older generation to tell its transfers; th
 _log: Final = structlog.get_logger("visor_gateway.generations")
 
 
-class Court:
+class Predecessors:
     """Older generations as members of the bus."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Court:
         self._sums = sums
         self._admission = admission
         self._host: PlaneHost | None = None
-        self._elders: dict[str, trio.CancelScope] = {}
+        self._members: dict[str, trio.CancelScope] = {}
         self._released = False
         self._finish_at: float | None = None
         self._settled = trio.Event()
@@ -58,7 +58,7 @@ class Court:
         bus.answer(DEPART, self._hear_last)
 
     @classmethod
-    def founded(cls, hub: Hub, admission: Admission, rates: Rates, metrics: Metrics) -> Court:
+    def of_hub(cls, hub: Hub, admission: Admission, rates: Rates, metrics: Metrics) -> Predecessors:
         """That of a process that serves clients itself and succeeds another one."""
         bus = Bus(relays=True)
         center = Center(bus, hub, admission, rates, metrics)
@@ -120,11 +120,11 @@ class Court:
         await send_line(stream, welcome=True)
         _log.info("older generation has joined", pid=request.get("pid"))
         with trio.CancelScope() as scope:
-            self._elders[name] = scope
+            self._members[name] = scope
             try:
                 await self.bus.attach(name, stream)
             finally:
-                del self._elders[name]
+                del self._members[name]
                 self._forget(name)
         _log.info("older generation has gone", pid=request.get("pid"))
 
@@ -153,7 +153,7 @@ class Court:
     def release(self) -> None:
         """This process is succeeded itself: the older ones go to the bus of the new one. Their transfers go on."""
         self._released = True
-        for scope in self._elders.values():
+        for scope in self._members.values():
             scope.cancel(reason="there is a younger generation")
 
     def finish(self, seconds: float) -> None:
@@ -163,5 +163,5 @@ class Court:
 
     async def wait_empty(self) -> None:
         """Wait until there is no older generation any more."""
-        while self._elders:
+        while self._members:
             await self._changed.wait()
