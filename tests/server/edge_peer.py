@@ -32,11 +32,16 @@ class Answer(NamedTuple):
 
 
 class Peer:
-    """One client connection over a raw socket."""
+    """One client connection over a raw socket.
+
+    Attributes:
+        vanished: Whether it was closed with a RST.
+    """
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self.sock = sock
         self.buffer = bytearray()
+        self.vanished = False
 
     async def send(self, data: bytes) -> None:
         view = memoryview(data)
@@ -93,6 +98,7 @@ class Peer:
         """Close with RST, as a killed client with unread data does."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.sock.close()
+        self.vanished = True
 
 
 class Edge:
@@ -127,6 +133,11 @@ class Edge:
             raise
         self.peers.append(Peer(sock))
         return self.peers[-1]
+
+    def admitted(self) -> int:
+        """Connections that the server has taken from the queue."""
+        counts = self.metrics.connections_accepted, self.metrics.connections_refused
+        return sum(int(count._value.get()) for count in counts)  # type: ignore[attr-defined]
 
     async def ask(self, request: bytes = LAST_GET) -> Answer:
         """One request on a connection of its own, which the server ends in order."""
@@ -234,6 +245,8 @@ async def echo(scope: Message, receive: Any, send: Any) -> None:
 
 
 async def until_no_connection(edge: Edge, *, but: int = 0) -> None:
-    """Wait until the server has ended every connection, `but` so many."""
-    while edge.server.statistics().connections > but:
+    """Wait until the server has accepted every connection and ended it, `but` so many."""
+    # One that was reset in the queue may never be seen by the server.
+    made = sum(not peer.vanished for peer in edge.peers)
+    while edge.admitted() < made or edge.server.statistics().connections > but:
         await wait_all_tasks_blocked()
