@@ -251,8 +251,8 @@ def test_credentials_that_can_not_be_listed_are_refused(read: Read) -> None:
 
 WRONG = [
     ("server = 3", "server", "a table"),
-    ("[serve]", "serve", "one of server, auth"),
-    ("[server]\nbindd = 1", "server.bindd", "one of: bind, workers, public_url"),
+    ("[serve]", "serve", "one of server, meta_server"),
+    ("[server]\nbindd = 1", "server.bindd", "one of: bind, roles, workers, public_url"),
     ('[server]\nbind = "127.0.0.1:1"', "server.bind", "a list of HOST:PORT"),
     ("[server]\nbind = []", "server.bind", "at least one"),
     ('[server]\nbind = ["127.0.0.1"]', "server.bind", "HOST:PORT"),
@@ -330,9 +330,9 @@ def test_a_wrong_setting_is_refused_with_file_key_and_what_was_expected(
         ("VISOR_GATEWAY__AUTH__VISOR_SHA1", "maybe", "true or false"),
         ("VISOR_GATEWAY__SERVER__ORIGINS", "[", "origins"),
         ("VISOR_GATEWAY__SERVER__NOTHING", "1", "one of: bind"),
-        ("VISOR_GATEWAY__NOTHING__KEY", "1", "one of server, auth"),
-        ("VISOR_GATEWAY__SERVER", "1", "one of server, auth"),
-        ("VISOR_GATEWAY__", "1", "one of server, auth"),
+        ("VISOR_GATEWAY__NOTHING__KEY", "1", "one of server, meta_server"),
+        ("VISOR_GATEWAY__SERVER", "1", "one of server, meta_server"),
+        ("VISOR_GATEWAY__", "1", "one of server, meta_server"),
         ("VISOR_GATEWAY__STORES__S3", "1", "stores.NAME.KEY"),
         ("VISOR_GATEWAY__METADATA__URL", CANARY, "sqlite:///PATH"),
     ],
@@ -414,7 +414,7 @@ def test_the_sample_configuration_changes_nothing(read: Read, tmp_path: Path) ->
 def uncommented(data_dir: Path) -> dict[str, Any]:
     """The sample with every setting switched on."""
     lines = (line.removeprefix("# ") for line in sample(data_dir).splitlines())
-    return tomllib.loads("\n".join(line for line in lines if re.match(r"\[[a-z0-9.]+\]$|[a-z0-9_]+ = ", line)))
+    return tomllib.loads("\n".join(line for line in lines if re.match(r"\[[a-z0-9_.]+\]$|[a-z0-9_]+ = ", line)))
 
 
 def test_the_sample_holds_every_setting_and_every_type_of_store(tmp_path: Path) -> None:

@@ -17,6 +17,10 @@ tls_certificate = "cert.pem"
 max_image_size = "10 GiB"
 trusted_proxies = ["10.0.0.0/8", "192.0.2.1"]
 origins = ["https://page.example.org"]
+roles = ["image", "meta"]
+[meta_server]
+shared_key = "a-key-that-must-come-along"
+allow = ["192.0.2.0/24"]
 [auth]
 anonymous_pull = true
 [locations]

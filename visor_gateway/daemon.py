@@ -31,6 +31,7 @@ from .outbound import CONFIGURED, LocationPolicy, Outbound
 from .revision import Reviser, Revision
 from .routes.app import Application
 from .routes.request import Services
+from .routes.role_app import RoleApplication
 from .server import systemd
 from .server.listen import Server
 from .server.listener import Endpoint, Inherited
@@ -217,11 +218,17 @@ class Daemon:
             services = self._services(metadata, outbound, servers, zerocopy, splicer)
             self._reviser = Reviser(services, self._stores, stack, self._server_settings)
             app = Application(services)
+            roles = {role: RoleApplication(role, services) for role in self._settings.peer_servers()}
             server = Server(
-                app, self._server_settings(self._settings), self._metrics, inherited=self._listening(), held=True
+                app,
+                self._server_settings(self._settings),
+                self._metrics,
+                roles=roles,
+                inherited=self._listening(),
+                held=True,
             )
             self._server = server
-            self._reviser.serve_with(app, server)
+            self._reviser.serve_with((app, *roles.values()), server)
             self._process.serve_with(self._reviser, server)
             await self._prepare(services)
             await self._serve(services, server, signals)
@@ -296,7 +303,7 @@ class Daemon:
         if self._server is not None:
             self._server.admit()
             self._took_over(self._server)
-        _log.info("serving", url=self._url, credentials=str(self._directory.admin))
+        self._tell_serving()
         self._readiness.listening = True
         self._announcer.ready()
         nursery.start_soon(self._serve_as_youngest, services)
@@ -310,7 +317,13 @@ class Daemon:
 
     @property
     def _url(self) -> str:
+        """Where clients find the images."""
         return self._settings.server.public_url or url_of(self._endpoints, self._settings.server)
+
+    def _tell_serving(self) -> None:
+        peers = self._settings.peer_servers()
+        others = {role: url_of(self._endpoints, peer, role=role) for role, peer in peers.items()}
+        _log.info("serving", url=self._url, credentials=str(self._directory.admin), **others)
 
     @asynccontextmanager
     async def _way_out(self, policy: LocationPolicy) -> AsyncGenerator[Outbound, None]:

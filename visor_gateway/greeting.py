@@ -13,7 +13,7 @@ import structlog
 from . import config
 from .datadir import DataDirectory
 from .meta.contract import AccountRepository
-from .server.listener import Endpoint
+from .server.listener import IMAGE, Endpoint
 
 _log: Final = structlog.get_logger("visor_gateway.daemon")
 
@@ -31,10 +31,12 @@ async def greet(accounts: AccountRepository, directory: DataDirectory, url: str)
             _write(path, url, known["access_key"], known["secret_key"])
 
 
-def url_of(endpoints: Iterable[Endpoint], settings: config.Server) -> str:
-    """A URL under which clients on this host reach the first TCP listener that is served."""
+def url_of(endpoints: Iterable[Endpoint], settings: config.Server | config.PeerServer, *, role: str = IMAGE) -> str:
+    """A URL under which clients on this host reach the first TCP listener of a role that is served."""
     configured = settings.tls_certificate is not None
     for endpoint in endpoints:
+        if endpoint.role != role:
+            continue
         address, is_secure = endpoint.address, endpoint.speaks_tls(configured=configured)
         if not isinstance(address, str) and (configured or not is_secure):
             scheme = "https" if is_secure else "http"

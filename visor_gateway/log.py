@@ -28,8 +28,8 @@ HIDDEN: Final = "***"
 #: Keys, headers and query parameters whose values are secret; `-` and case do not matter.
 SECRET_NAMES: Final = frozenset({
     "authorization", "proxy_authorization", "cookie", "set_cookie", "secret", "secret_key", "client_secret", "token",
-    "access_token", "sig", "signature", "ticket", "password", "passwd", "master_key", "private_key", "x_amz_signature",
-    "x_amz_security_token", "awsaccesskeyid",
+    "access_token", "sig", "signature", "ticket", "password", "passwd", "master_key", "private_key", "shared_key",
+    "x_amz_signature", "x_amz_security_token", "awsaccesskeyid",
 })  # fmt: skip
 
 _CREDENTIALS: Final = re.compile(r"\b(Bearer)\s+[\w.~+/=-]{6,}|\b(VISOR(?:-HMAC-SHA256)?)\s+[^\s:]+:[\w+/=-]+", re.I)

@@ -7,9 +7,9 @@ connection. What begins afterwards has the new.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 import trio
@@ -17,9 +17,8 @@ import trio
 from . import config, wiring
 from .errors import StoreError
 from .outbound import Outbound
-from .routes.app import Application
 from .routes.request import Services
-from .server.bind import tls_context
+from .server.bind import tls_contexts
 from .server.listen import Server
 from .server.settings import ServerSettings
 from .store.contract import Store
@@ -38,12 +37,20 @@ class Revision(msgspec.Struct, frozen=True):
     server: ServerSettings
     references: HttpStore
     stores: Mapping[str, tuple[object, Store]]
-    tls: ssl.SSLContext | None
+    tls: Mapping[str, ssl.SSLContext]
 
     @property
     def store_objects(self) -> list[Store]:
         """The stores alone."""
         return [store for _, store in self.stores.values()]
+
+
+class Revisable(Protocol):
+    """An application that can be told of other services."""
+
+    def revise(self, services: Services) -> None:
+        """Serve later requests with these; those under way keep what they began with."""
+        ...
 
 
 class Reviser:
@@ -65,18 +72,18 @@ class Reviser:
         self._table = table
         self._stack = stack
         self._server_settings = server_settings
-        self._app: Application | None = None
+        self._apps: Sequence[Revisable] = ()
         self._server: Server | None = None
 
-    def serve_with(self, app: Application, server: Server) -> None:
+    def serve_with(self, apps: Sequence[Revisable], server: Server) -> None:
         """Have these follow. A supervisor has none."""
-        self._app, self._server = app, server
+        self._apps, self._server = apps, server
 
     def answer_by(self, plane: ControlPlane) -> None:
         """Have later requests ask another plane."""
         self.services = msgspec.structs.replace(self.services, plane=plane)
-        if self._app is not None:
-            self._app.revise(self.services)
+        for app in self._apps:
+            app.revise(self.services)
 
     async def prepare(self, settings: config.Settings) -> Revision:
         """Make what settings ask for, and change nothing. To be taken, or discarded.
@@ -85,7 +92,7 @@ class Reviser:
             ConfigError: They can't be served with.
         """
         server = self._server_settings(settings)
-        tls = await trio.to_thread.run_sync(tls_context, server)
+        tls = await trio.to_thread.run_sync(tls_contexts, server)
         references = self._references(settings)
         revision = Revision(settings, server, references, self._table.built(settings, references), tls)
         await self._table.begin(revision.store_objects)
@@ -123,8 +130,8 @@ class Reviser:
         services.cache.revise(finish_percent=settings.cache.finish_percent, strict_ranges=settings.cache.strict_ranges)
         services.scrub.revise(wiring.scrub_plans(settings, self._table))
         services.history.revise(keep=settings.metadata.history)
-        if self._app is not None:
-            self._app.revise(self.services)
+        for app in self._apps:
+            app.revise(self.services)
         if self._server is not None:
             self._server.revise(revision.server, revision.tls)
         self._table.retire(gone, services.hub.live)

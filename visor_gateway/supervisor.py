@@ -174,7 +174,7 @@ class Supervisor(Daemon):
                 await self._take_over(nursery)
                 self._tell(Condition(listening=True))
                 self._took_over(listeners)
-                _log.info("serving", url=self._url, credentials=str(self._directory.admin))
+                self._tell_serving()
                 self._announcer.ready()
                 nursery.start_soon(self._serve_as_youngest, services)
                 nursery.start_soon(self._heed, signals)

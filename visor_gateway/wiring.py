@@ -9,7 +9,7 @@ from . import config
 from .datadir import DataDirectory
 from .meta.sql import Metadata, open_metadata
 from .outbound import LocationPolicy
-from .server.settings import ServerSettings
+from .server.settings import RoleSettings, ServerSettings
 from .store.contract import Store
 from .store.file import FileStore
 from .transfer.admission import Slots
@@ -34,8 +34,20 @@ def location_policy(settings: config.Settings) -> LocationPolicy:
 def server_settings(settings: config.Settings) -> ServerSettings:
     """What the socket edge is to know."""
     server = settings.server
+    serves_images = "image" in server.roles
     return ServerSettings(
-        bind=server.bind,
+        bind=server.bind if serves_images else (),
+        serves_images=serves_images,
+        roles=tuple(
+            RoleSettings(
+                name=role,
+                bind=peers.bind,
+                tls_certificate=peers.tls_certificate,
+                tls_key=peers.tls_key,
+                client_ca=peers.client_ca,
+            )
+            for role, peers in settings.peer_servers().items()
+        ),
         tls_certificate=server.tls_certificate,
         tls_key=server.tls_key,
         max_connections=server.max_connections,

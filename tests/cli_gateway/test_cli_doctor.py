@@ -514,3 +514,31 @@ def test_a_key_of_another_certificate_is_found(tmp_path: Path, authority: trustm
     other.private_key_pem.write_to_path(tmp_path / "server.key")
     found = examined(tmp_path, '[server]\ntls_certificate = "server.pem"\ntls_key = "server.key"\n')
     assert levels(found["tls"]) == [Level.FAILED]
+
+
+# --- roles for other servers -------------------------------------------------------------------------
+
+ROLE = '[server]\nroles = ["meta"]\n[meta_server]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "levels"),
+    [
+        ('allow = ["127.0.0.1"]', [Level.OK]),
+        ('bind = ["[::1]:4567", "unix:/run/meta.sock", "localhost:1"]\nallow = ["127.0.0.1"]', [Level.OK]),
+        ('bind = ["0.0.0.0:4567"]\nallow = ["127.0.0.1"]', [Level.WARNING]),
+        ('bind = ["meta.example.org:4567"]\nallow = ["0.0.0.0/0"]', [Level.WARNING, Level.WARNING]),
+    ],
+)
+def test_a_role_that_is_open_to_everybody_is_told(tmp_path: Path, text: str, levels: list[Level]) -> None:
+    found = list(configuration.examine_roles(settings_of(tmp_path, ROLE + text)))
+    assert [each.level for each in found] == levels
+    assert {each.check for each in found} == {"role meta"}
+
+
+def test_the_key_of_a_role_is_a_secret(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, f'{ROLE}shared_key = "{SECRET}"')
+    assert configuration.secrets_of(settings) == [SECRET]
+    (tmp_path / "visor-gateway.toml").chmod(0o644)
+    [found] = configuration.examine_secrets(tmp_path / "visor-gateway.toml")
+    assert "meta_server.shared_key" in found.message

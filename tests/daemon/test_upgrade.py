@@ -20,9 +20,10 @@ from typing import Any
 
 import pytest
 from cached_pulls import CACHED, MIB, digest_of, entries, fills, hurry, refer
-from gateway_process import Gateway, clean_environment, launch
+from gateway_process import Gateway, clean_environment, launch, reserve_port
+from roles import KEY
 from servers import nginx
-from wire import Reset, Short, Stored, eventually, store_image
+from wire import Client, Reset, Short, Stored, eventually, store_image
 
 pytestmark = pytest.mark.real
 
@@ -330,3 +331,16 @@ def test_a_fill_feeds_clients_of_both_generations(tmp_path: Path, workers: int, 
             metrics = gateway.client().get("/metrics").body.decode()
             (read,) = re.findall(r"^visor_cache_bytes_from_stores_total (.*)$", metrics, re.MULTILINE)
             assert int(float(read)) == len(data)
+
+
+def test_a_role_for_other_servers_is_passed_on(tmp_path: Path, workers: int) -> None:
+    with reserve_port() as reserved:
+        port = reserved.getsockname()[1]
+        config = f'roles = ["image", "meta"]\n[meta_server]\nbind = ["127.0.0.1:{port}"]\nshared_key = "{KEY}"\n'
+        with generations(tmp_path, workers=workers, config=config) as gateway:
+            peer = Client(f"http://127.0.0.1:{port}", "peer", KEY)
+            image = store_image(gateway.admin, b"bytes")
+            with Requests(gateway, image):
+                assert peer.get(image.path).image["_id"] == image.id
+                upgrade(gateway)
+                assert peer.get(image.path).image["_id"] == image.id

@@ -22,6 +22,7 @@ from visor_gateway.errors import MethodNotAllowed
 from visor_gateway.image import CHOICES, SHOWN
 from visor_gateway.metrics import Metrics
 from visor_gateway.routes import openapi
+from visor_gateway.routes.role_app import ROLE_ROUTES
 from visor_gateway.routes.routes import ROUTES
 from visor_gateway.routes.table import Kind, Policy, RouteTable
 
@@ -82,12 +83,27 @@ def test_the_sample_for_systemd_is_the_one_that_init_writes() -> None:
 
 # --- protocol --------------------------------------------------------------------------------------
 
-WHO = {Policy.OPEN: "open", Policy.NETWORK: "network", Policy.READ: "read", Policy.USER: "user", Policy.ADMIN: "admin"}
+WHO = {
+    Policy.OPEN: "open",
+    Policy.NETWORK: "network",
+    Policy.READ: "read",
+    Policy.USER: "user",
+    Policy.ADMIN: "admin",
+    Policy.PEER: "peer",
+    Policy.KNOWN_PEER: "known peer",
+}
 
 
 def test_protocol_tells_every_route_with_who_may_ask() -> None:
     told = {row[0]: row[1] for row in rows(section(document("protocol.md"), "## Routes")) if row[0].startswith("`")}
     assert told == {f"`{route.method} {route.path}`": WHO[route.policy] for route in ROUTES if route.policy}
+
+
+@pytest.mark.parametrize("role", ROLE_ROUTES)
+def test_protocol_tells_every_route_of_a_role_with_who_may_ask(role: str) -> None:
+    told = section(document("protocol.md"), f"### The {role.title()} API")
+    found = {row[0]: row[1] for row in rows(told) if row[0].startswith("`")}
+    assert found == {f"`{route.method} {route.path}`": WHO[route.policy] for route in ROLE_ROUTES[role] if route.policy}
 
 
 def test_protocol_tells_every_metric_with_its_labels() -> None:

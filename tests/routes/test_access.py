@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visor_gateway import signature
-from visor_gateway.routes.access import _within
+from visor_gateway.routes.access import within
 
 NONCE = "0123456789abcdef"
 
@@ -176,4 +176,4 @@ async def test_forwarding_headers_count_from_trusted_proxies_only(tmp_path: Path
 
 @given(st.text(max_size=40))
 def test_no_text_is_taken_for_an_address_that_is_none(text: str) -> None:
-    assert not _within(text, [])
+    assert not within(text, [])

@@ -6,14 +6,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import click
 import structlog
 
 from .. import __version__, log
 from ..config import Settings, load, sample
-from ..config.kinds import ADDRESSES
+from ..config.kinds import ADDRESSES, ROLES
 from ..datadir import DataDirectory, default_data_dir
 from ..errors import GatewayError
 from . import background
@@ -28,6 +28,8 @@ START_TIMEOUT: Final = 60.0
 UPGRADE_TIMEOUT: Final = 360.0
 
 _log: Final = structlog.get_logger("visor_gateway.cli")
+
+Roles: TypeAlias = tuple[str, ...] | None
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -94,6 +96,27 @@ def bind_option(command: CommandT) -> CommandT:
     )(command)
 
 
+def role_option(command: CommandT) -> CommandT:
+    """`--role`, as the argument `role`: names, or None for those of the configuration."""
+
+    def names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+        if value is None:
+            return None
+        found = tuple(word.strip() for word in value.split(","))
+        try:
+            ROLES.parse(found)
+        except ValueError as exc:
+            raise click.BadParameter(f"expected {ROLES.expected}, not {value!r}") from exc
+        return found
+
+    return click.option(
+        "--role",
+        metavar="NAME[,NAME]",
+        callback=names,
+        help="What to serve: image, meta.  [default: server.roles, else image]",
+    )(command)
+
+
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
@@ -116,13 +139,14 @@ def main() -> NoReturn:
 @config_option
 @data_dir_option
 @bind_option
-def serve(config: Path | None, directory: DataDirectory, bind: tuple[str, ...]) -> None:
+@role_option
+def serve(config: Path | None, directory: DataDirectory, bind: tuple[str, ...], role: Roles) -> None:
     """Serve in the foreground until SIGTERM, which drains."""
     # Imported here: the other commands answer without loading the server.
     from ..succession import predecessor
 
     with predecessor() as older:
-        settings = _settings(config, directory, bind)
+        settings = _settings(config, directory, bind, role)
         log.configure(settings.log.level, settings.log.format)
         from .. import daemon
 
@@ -130,7 +154,7 @@ def serve(config: Path | None, directory: DataDirectory, bind: tuple[str, ...]) 
             daemon.serve(
                 settings,
                 directory.path,
-                reload=lambda: _settings(config, directory, bind),
+                reload=lambda: _settings(config, directory, bind, role),
                 predecessor=older,
             )
         except GatewayError:
@@ -141,8 +165,12 @@ def serve(config: Path | None, directory: DataDirectory, bind: tuple[str, ...]) 
             raise Failure("ended by an unexpected error, see the log") from exc
 
 
-def _settings(config: Path | None, directory: DataDirectory, bind: tuple[str, ...] = ()) -> Settings:
+def _settings(
+    config: Path | None, directory: DataDirectory, bind: tuple[str, ...] = (), role: Roles = None
+) -> Settings:
     overrides = {"server.bind": bind} if bind else {}
+    if role is not None:
+        overrides["server.roles"] = role
     return load(_found(config), data_dir=directory.path, environ=os.environ, overrides=overrides)
 
 
@@ -185,10 +213,13 @@ def init(file: Path | None, config: Path | None, directory: DataDirectory) -> No
 @config_option
 @data_dir_option
 @bind_option
+@role_option
 @json_option
-def check_config(config: Path | None, directory: DataDirectory, bind: tuple[str, ...], as_json: bool) -> None:
+def check_config(
+    config: Path | None, directory: DataDirectory, bind: tuple[str, ...], role: Roles, as_json: bool
+) -> None:
     """Check the configuration as `serve` would read it, and show nothing secret of it."""
-    settings = _settings(config, directory, bind)
+    settings = _settings(config, directory, bind, role)
     if as_json:
         click.echo(json.dumps({"data_dir": str(directory.path), "settings": settings.shown()}, indent=2))
     else:
@@ -234,18 +265,20 @@ def _refuse_under_systemd() -> None:
 @config_option
 @data_dir_option
 @bind_option
+@role_option
 @click.option(
     "--timeout", type=click.FloatRange(min=0), default=START_TIMEOUT, show_default=True, help="Seconds to wait."
 )
-def start(config: Path | None, directory: DataDirectory, bind: tuple[str, ...], timeout: float) -> None:
+def start(config: Path | None, directory: DataDirectory, bind: tuple[str, ...], role: Roles, timeout: float) -> None:
     """Serve in the background, and wait until the daemon is ready."""
     _refuse_under_systemd()
-    _start(config, directory, bind, timeout)
+    _start(config, directory, bind, role, timeout)
 
 
-def _start(config: Path | None, directory: DataDirectory, bind: tuple[str, ...], timeout: float) -> None:
-    _settings(config, directory, bind)
+def _start(config: Path | None, directory: DataDirectory, bind: tuple[str, ...], role: Roles, timeout: float) -> None:
+    _settings(config, directory, bind, role)
     options = [*(("--config", str(config)) if config else ()), *(word for each in bind for word in ("--bind", each))]
+    options += ["--role", ",".join(role)] if role is not None else []
     pid, status = background.start(directory, options, timeout=timeout)
     click.echo(f"{PROGRAM} is ready as process {pid}" + (f": {status}" if status else ""))
 
@@ -271,15 +304,16 @@ def _stop(directory: DataDirectory, timeout: float, *, cut: bool) -> None:
 @config_option
 @data_dir_option
 @bind_option
+@role_option
 @click.option(
     "--timeout", type=click.FloatRange(min=0), default=STOP_TIMEOUT, show_default=True, help="Seconds to wait."
 )
-def restart(config: Path | None, directory: DataDirectory, bind: tuple[str, ...], timeout: float) -> None:
+def restart(config: Path | None, directory: DataDirectory, bind: tuple[str, ...], role: Roles, timeout: float) -> None:
     """`stop`, then `start`. The configuration is checked first."""
     _refuse_under_systemd()
-    _settings(config, directory, bind)
+    _settings(config, directory, bind, role)
     _stop(directory, timeout, cut=False)
-    _start(config, directory, bind, START_TIMEOUT)
+    _start(config, directory, bind, role, START_TIMEOUT)
 
 
 @cli.command()

@@ -11,13 +11,14 @@ from .settings import SECTIONS, FileStore, Settings, Stores
 
 #: Settings that are built into the process: sockets, threads, the database, the directory of the cache.
 NEXT_START: Final = frozenset({
-    "server.bind", "server.workers", "server.backlog", "server.notsent_lowat", "server.notsent_lowat_fast",
+    "server.bind", "server.roles", "meta_server.bind",
+    "server.workers", "server.backlog", "server.notsent_lowat", "server.notsent_lowat_fast",
     "server.pump_threads", "server.pump_nice", "server.pump_quantum", "server.stall_timeout",
     "auth.master_key_file", "metadata.url",
     "cache.directory", "cache.max_bytes", "cache.spool_max_bytes", "cache.min_free",
 })  # fmt: skip
-#: Whether listeners speak TLS at all; a certificate in place of another one is taken at once.
-_TLS: Final = ("server.tls_certificate", "server.tls_key")
+#: Sections that say whether listeners speak TLS at all; a certificate in place of another one is taken at once.
+_WITH_TLS: Final = ("server", "meta_server")
 
 
 def reconciled(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
@@ -27,8 +28,9 @@ def reconciled(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
         ConfigError: What changes does not go together with what stays.
     """
     waiting = NEXT_START
-    if (old.server.tls_certificate is None) != (new.server.tls_certificate is None):
-        waiting |= {*_TLS}
+    for section in _WITH_TLS:
+        if (_value(old, f"{section}.tls_certificate") is None) != (_value(new, f"{section}.tls_certificate") is None):
+            waiting |= {f"{section}.tls_certificate", f"{section}.tls_key"}
     changed = [name for name in _names() if name in waiting and _value(old, name) != _value(new, name)]
     sections: dict[str, Any] = {}
     for name in changed:

@@ -28,6 +28,8 @@ _HOST_NAME: Final = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*\Z"
 )
 _HDFS_USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9._-]*\$?\Z")  # what WebHDFS takes by default
+#: Of a key that is not made by the gateway: fewer characters could be guessed.
+SHARED_KEY_LENGTH: Final = 24
 _DEFAULT_PORTS: Final[Mapping[str, int]] = {"http": 80, "https": 443}
 _FLAGS: Final[Mapping[str, bool]] = {
     "true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False,
@@ -217,6 +219,12 @@ def _secret(value: object) -> Secret:
     return Secret(_text(value))
 
 
+def _shared_key(value: object) -> Secret:
+    if not (text := _text(value)).isascii() or len(text) < SHARED_KEY_LENGTH or " " in text:
+        raise ValueError
+    return Secret(text)
+
+
 def _database(value: object) -> Secret:
     url = _text(value)
     if not re.match(r"sqlite:///.|postgresql(\+psycopg)?://.", url):
@@ -328,7 +336,9 @@ HDFS_DIRECTORY: Final = Kind("an absolute path below /, without . and ..", _hdfs
 HDFS_USER: Final = Kind("a name of letters, digits, dots, - and _", _hdfs_user)
 ORIGIN: Final = Kind("a URL http(s)://HOST[:PORT] without a path", _origin)
 SECRET: Final = Kind("text", _secret, secret=True)
+SHARED_KEY: Final = Kind(f"{SHARED_KEY_LENGTH} or more ASCII characters without blanks", _shared_key, secret=True)
 DATABASE: Final = Kind("sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME", _database, secret=True)
+ROLES: Final = several("image, meta", choice("image", "meta").parse, empty=False)
 ADDRESSES: Final = several("HOST:PORT or unix:/PATH", _address, empty=False)
 NETWORKS: Final = several("addresses or networks such as 10.0.0.0/8", _network)
 ORIGINS: Final = several("origins http(s)://HOST[:PORT]", _origin)

@@ -17,7 +17,18 @@ import msgspec
 
 from ..errors import ConfigError
 from .kinds import Kind
-from .settings import SECRET_KEYS, SECTIONS, STORE_TYPES, Declared, FileStore, Section, Settings, Stores, StoreSettings
+from .settings import (
+    SECRET_KEYS,
+    SECTIONS,
+    STORE_TYPES,
+    Declared,
+    FileStore,
+    PeerServer,
+    Section,
+    Settings,
+    Stores,
+    StoreSettings,
+)
 
 ENVIRONMENT_PREFIX: Final = "VISOR_GATEWAY__"
 SECRET_FILE_LIMIT: Final = 64 * 1024  # bytes: a larger file is not a secret but a mistake
@@ -29,6 +40,8 @@ _FILE_CREDENTIALS: Final = {
     "master.key": "auth.master_key_file",
     "server.tls_certificate": "server.tls_certificate",
     "server.tls_key": "server.tls_key",
+    "meta_server.tls_certificate": "meta_server.tls_certificate",
+    "meta_server.tls_key": "meta_server.tls_key",
 }
 _STORE_NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*\Z")
 
@@ -86,7 +99,7 @@ def load(
         for name, cls in SECTIONS.items()
     }
     settings = Settings(**sections)
-    _check_together(settings, given)
+    _check_together(settings, given, source)
     return settings
 
 
@@ -171,7 +184,7 @@ def _from_credentials(environ: Mapping[str, str]) -> Layer:
 
 def _is_secret(key: str) -> bool:
     section, _, rest = key.partition(".")
-    depth = {"metadata": 0, "stores": 1}.get(section)
+    depth = {"metadata": 0, "meta_server": 0, "stores": 1}.get(section)
     return depth is not None and rest.count(".") == depth and rest.rpartition(".")[2] in SECRET_KEYS
 
 
@@ -313,10 +326,24 @@ def _refuse_shared_directories(named: Mapping[str, StoreSettings], source: str) 
             raise ConfigError(f"{source}: stores.{name}.directory: expected another directory than that of '{other}'")
 
 
-def _check_together(settings: Settings, given: Layer) -> None:
+def _check_together(settings: Settings, given: Layer, source: str) -> None:
     if settings.server.tls_key is not None and settings.server.tls_certificate is None:
         raise ConfigError(f"{given['server.tls_key'].where}: expected server.tls_certificate beside it")
+    for section in ("meta_server",):
+        _check_peer_server(section, getattr(settings, section), given)
+    for role, peers in settings.peer_servers().items():
+        if peers.shared_key is None and peers.client_ca is None and not peers.allow:
+            raise ConfigError(
+                f"{source}: {role}_server: expected shared_key, client_ca or allow for the role '{role}': as it is,"
+                " nobody could be let in"
+            )
     files = [store.directory for store in settings.stores.named.values() if isinstance(store, FileStore)]
     if settings.cache.directory in files:
         where = given["cache.directory"].where
         raise ConfigError(f"{where}: expected another directory than that of a store")
+
+
+def _check_peer_server(section: str, peers: PeerServer, given: Layer) -> None:
+    for key in ("tls_key", "client_ca"):
+        if getattr(peers, key) is not None and peers.tls_certificate is None:
+            raise ConfigError(f"{given[f'{section}.{key}'].where}: expected {section}.tls_certificate beside it")

@@ -61,6 +61,9 @@ class Server(Section, frozen=True, kw_only=True):
     bind: Annotated[tuple[str, ...], kinds.ADDRESSES, "Addresses to listen on; port 0 takes a free one."] = (
         "127.0.0.1:4568",
     )
+    roles: Annotated[
+        tuple[str, ...], kinds.ROLES, "What it serves: images to clients, records (VISOR's Meta API) to other servers."
+    ] = ("image",)
     workers: Annotated[
         int, kinds.whole(1), "Processes that serve clients, for more than one core; 1 for this process alone."
     ] = 1
@@ -105,6 +108,35 @@ class Server(Section, frozen=True, kw_only=True):
     origins: Annotated[
         tuple[str, ...], kinds.ORIGINS, "Origins, beside that of public_url, whose pages may open the WebSocket."
     ] = ()
+
+
+class PeerServer(Section, frozen=True, kw_only=True):
+    """Where a role for other servers listens, and whom it serves."""
+
+    bind: Annotated[tuple[str, ...], kinds.ADDRESSES, "Addresses to listen on; port 0 takes a free one."]
+    shared_key: Annotated[
+        Secret | None, kinds.SHARED_KEY, "The key that peers show they have; unset: none is accepted."
+    ] = None
+    client_ca: Annotated[
+        Path | None, kinds.PATH, "PEM file with the authorities whose client certificates let peers in, over TLS."
+    ] = None
+    allow: Annotated[
+        tuple[Network, ...], kinds.NETWORKS, "Networks whose peers are let in without key or certificate."
+    ] = ()
+    tls_certificate: Annotated[
+        Path | None, kinds.PATH, "PEM file with the certificate chain; with it the role speaks TLS."
+    ] = None
+    tls_key: Annotated[
+        Path | None, kinds.PATH, "PEM file with the private key; unset: it is in the file of the certificate."
+    ] = None
+
+
+class MetaServer(PeerServer, frozen=True, kw_only=True):
+    """The role `meta`: records of images for other gateways and for VISOR's image servers."""
+
+    bind: Annotated[tuple[str, ...], kinds.ADDRESSES, "Addresses to listen on; port 0 takes a free one."] = (
+        "127.0.0.1:4567",
+    )
 
 
 class Auth(Section, frozen=True, kw_only=True):
@@ -322,6 +354,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of one daemon."""
 
     server: Server
+    meta_server: MetaServer
     auth: Auth
     metadata: Metadata
     digests: Digests
@@ -336,9 +369,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """The settings as JSON can hold them, in the shape of the configuration file, secrets as `***`."""
         return {name: getattr(self, name).shown() for name in SECTIONS}
 
+    def peer_servers(self) -> dict[str, PeerServer]:
+        """The roles for other servers that are served, by name."""
+        known: dict[str, PeerServer] = {"meta": self.meta_server}
+        return {name: known[name] for name in self.server.roles if name in known}
+
 
 SECTIONS: Final[Mapping[str, type[Section]]] = get_type_hints(Settings)
-_WITH_SECRETS: Final[tuple[type[Section], ...]] = (Metadata, *STORE_TYPES.values())
+_WITH_SECRETS: Final[tuple[type[Section], ...]] = (Metadata, PeerServer, *STORE_TYPES.values())
 SECRET_KEYS: Final = frozenset(
     declared.key for cls in _WITH_SECRETS for declared in cls.declared() if declared.kind.secret
 )

@@ -19,8 +19,10 @@ from ..meta.contract import AccountRepository, User
 from .request import ANONYMOUS, Caller
 from .table import Kind, Policy, Route
 
-_SAFE: Final = ("GET", "HEAD")
-_FORWARDING: Final = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip")
+#: Methods that change nothing.
+SAFE: Final = ("GET", "HEAD")
+#: What says that a request came through a proxy.
+FORWARDING: Final = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip")
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -67,14 +69,14 @@ class Gatekeeper:
             return address
         chain = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
         hops = [hop.strip() for hop in chain.decode("latin-1").split(",") if hop.strip()]
-        while hops and _within(address, self._proxies):
+        while hops and within(address, self._proxies):
             address = hops.pop()
         return address if _address(address) is not None or not hops else str(client[0])
 
     def from_proxy(self, scope: Mapping[str, Any]) -> bool:
         """Whether the peer is a trusted proxy, so that its word on scheme and host counts."""
         client = scope.get("client") or ("",)
-        return _within(client[0], self._proxies)
+        return within(client[0], self._proxies)
 
     def _without_credentials(self, route: Route, scope: Mapping[str, Any]) -> Caller:
         if route.policy is Policy.OPEN:
@@ -87,10 +89,10 @@ class Gatekeeper:
 
     def _network_allowed(self, scope: Mapping[str, Any]) -> bool:
         # A proxy on this host speaks from loopback for the whole world.
-        if any(name in _FORWARDING for name, _ in scope["headers"]):
+        if any(name in FORWARDING for name, _ in scope["headers"]):
             return False
         client = scope.get("client") or ("",)
-        return _within(client[0], self._metrics_networks)
+        return within(client[0], self._metrics_networks)
 
     def _check_origin(self, headers: Headers) -> None:
         """A browser names the page's origin; one that is not listed is another site's page. Never compared with
@@ -115,7 +117,7 @@ class Gatekeeper:
         query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
         if "ticket" in query and route.kind is Kind.LIVE:
             return _caller(await self._accounts.redeem_ticket(query["ticket"], route.path))
-        if "sig" in query and route.path == "/images/{id}" and method in _SAFE:
+        if "sig" in query and route.path == "/images/{id}" and method in SAFE:
             return await self._by_link(params["id"], query)
         return None
 
@@ -135,7 +137,7 @@ class Gatekeeper:
         if found is None:
             raise CredentialsRefused
         token, user = found
-        if token.read_only and method not in _SAFE:
+        if token.read_only and method not in SAFE:
             raise CredentialsRefused
         return _caller(user)
 
@@ -143,7 +145,7 @@ class Gatekeeper:
         self, credentials: signature.Credentials, method: str, scope: Mapping[str, Any], found: Mapping[bytes, bytes]
     ) -> Caller:
         path, query = scope["raw_path"], scope["query_string"]
-        changing = method not in _SAFE
+        changing = method not in SAFE
         if credentials.scheme == signature.SHA1:
             self._check_sha1(method, path, query, changing)
         elif changing and len(found.get(b"x-visor-nonce", b"")) not in signature.NONCE_LENGTH:
@@ -246,7 +248,8 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return mapped or address
 
 
-def _within(text: str, networks: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+def within(text: str, networks: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    """Whether an address, as text, is in one of the networks. Text that is none is in no network."""
     if not networks:
         return False
     address = _address(text)

@@ -14,8 +14,9 @@ import werkzeug.exceptions
 from quart_trio import QuartTrio
 
 from ..errors import GatewayError, InvalidRequest, TooLarge, TransferCancelled
-from ..transfer.digest import Digests, expected_digests
+from . import control_body
 from .access import Gatekeeper
+from .control_body import JSON_LIMIT
 from .negotiate import Head, render, render_error
 from .request import Answer, Caller, Request, Services, Text
 from .routes import ROUTES
@@ -25,13 +26,13 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-JSON_LIMIT: Final = 64 * 1024  # bytes of a control request's body
-_HOST: Final = re.compile(rb"[A-Za-z0-9.\-_~]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
+#: An authority, as `Host` has it.
+HOST: Final = re.compile(rb"[A-Za-z0-9.\-_~]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
 
 _log: Final = structlog.get_logger("visor_gateway.routes")
 
 
-class _Failure(GatewayError):
+class Failure(GatewayError):
     """What a client is told of a fault of ours."""
 
 
@@ -55,7 +56,7 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Errors become answers; one that comes after the answer began resets the connection."""
-        outgoing = _Outgoing(scope, send)
+        outgoing = Outgoing(scope, send)
         accept = _accept(scope)
         head = scope.get("method") == "HEAD"
         try:
@@ -72,9 +73,9 @@ class Application:
             outgoing.reset()
         except Exception:
             _log.exception("request failed", path=scope["path"])
-            await outgoing.refuse(_Failure("Internal error"), accept, head)
+            await outgoing.refuse(Failure("Internal error"), accept, head)
 
-    async def _hand_on(self, route: Route, request: Request, receive: Receive, outgoing: _Outgoing) -> None:
+    async def _hand_on(self, route: Route, request: Request, receive: Receive, outgoing: Outgoing) -> None:
         scope = request.scope
         if route.kind is Kind.LIVE:
             if scope["type"] != "websocket":
@@ -116,7 +117,7 @@ class Application:
         if self._gate.from_proxy(scope):
             host = headers.get(b"x-forwarded-host", host)
             scheme = "https" if headers.get(b"x-forwarded-proto") == b"https" else scheme
-        if not _HOST.fullmatch(host):
+        if not HOST.fullmatch(host):
             name, port = scope["server"] or ("localhost", None)
             host = f"{name}:{port}".encode() if port else name.encode()
         return f"{scheme}://{host.decode('ascii')}"
@@ -148,7 +149,7 @@ def _view(route: Route) -> Callable[..., Awaitable[quart.Response]]:
             status, headers, body = render_error(error, accept=accept)
         except Exception:
             _log.exception("request failed", path=request.scope["path"])
-            status, headers, body = render_error(_Failure("Internal error"), accept=accept)
+            status, headers, body = render_error(Failure("Internal error"), accept=accept)
         response = quart.Response(body, status)
         response.headers.clear()
         for name, value in headers:
@@ -163,22 +164,14 @@ async def _read_body(request: Request) -> bytes:
 
     Raises:
         TooLarge: It is longer than `JSON_LIMIT`.
-        InvalidRequest: It is signed by a scheme that covers bodies, without a digest.
-        DigestMismatch: It is not the body that was signed.
+        InvalidRequest, DigestMismatch: As `control_body.check`.
     """
     try:
         body = bytes(await quart.request.get_data(cache=False, as_text=False))  # type: ignore[arg-type]
     except werkzeug.exceptions.RequestEntityTooLarge as exc:
         raise TooLarge(f"The body may have {JSON_LIMIT} bytes at most") from exc
-    if not body:
-        return body
-    authorization = request.header(b"authorization") or b""
-    if authorization.startswith(b"VISOR-HMAC-SHA256 ") and request.header(b"content-digest") is None:
-        raise InvalidRequest("A signed request with a body must carry Content-Digest")
-    expected = expected_digests(request.headers)
-    digests = Digests(expected)
-    await digests.update(body)
-    digests.check(expected)
+    if body:
+        await control_body.check(request.headers, body)
     return body
 
 
@@ -189,7 +182,7 @@ class _UpgradeRequired(InvalidRequest):
         super().__init__("This route is a WebSocket", headers=(("upgrade", "websocket"), ("connection", "upgrade")))
 
 
-class _Outgoing:
+class Outgoing:
     """The sending side of one request: knows whether an answer has begun, and speaks HTTP before an upgrade."""
 
     def __init__(self, scope: Scope, send: Send) -> None:

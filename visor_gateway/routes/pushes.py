@@ -33,7 +33,7 @@ from . import references
 from .access import changeable, visible
 from .entity import OCTETS
 from .movement import Receive, Send, chosen_store, new_transfer, run
-from .request import Answer, Request
+from .request import Answer, Caller, Request, Services
 
 #: Statuses in which an image takes bytes.
 ASSIGNABLE: Final = ("locked", "error")
@@ -54,7 +54,7 @@ async def post(request: Request, receive: Receive, send: Send) -> Answer:
     fields = images.checked(images.from_headers(request.headers))
     _check_body(request, body, fields, None)
     image = images.create(fields, owner=request.caller.access_key or "", now=datetime.now(UTC))
-    await _check_companions(request, fields)
+    await check_companions(request.services, request.caller, fields)
     if image.location is not None:
         return _stored(request, await references.assign(request, image, new=True))
     if body is not None:
@@ -75,7 +75,7 @@ async def put(request: Request, receive: Receive, send: Send) -> Answer:
         raise InvalidRequest("Neither headers nor a body were sent: there is nothing to update")
     _check_body(request, body, fields, stored)
     image = images.change(stored, fields, now=datetime.now(UTC))
-    await _check_companions(request, fields)
+    await check_companions(request.services, request.caller, fields)
     location = fields.named.get("location")
     if body is not None:
         store = chosen_store(request.services, image.store or request.services.settings.stores.default)
@@ -135,14 +135,18 @@ def _check_body(request: Request, body: Announced | None, fields: Fields, stored
         chosen_store(request.services, store)
 
 
-async def _check_companions(request: Request, fields: Fields) -> None:
-    """`kernel` and `ramdisk` name images of that type, which the caller can see."""
+async def check_companions(services: Services, caller: Caller, fields: Fields) -> None:
+    """`kernel` and `ramdisk` name images of that type, which the caller can see.
+
+    Raises:
+        InvalidField: One does not.
+    """
     for name, ancestor in (("kernel", "aki"), ("ramdisk", "ari")):
         wanted = fields.named.get(name)
         if wanted is None:
             continue
         try:
-            found = visible(await request.services.images.get(wanted), wanted, request.caller)
+            found = visible(await services.images.get(wanted), wanted, caller)
         except NotFound:
             raise InvalidField(f"Invalid {name} '{wanted}': no such image") from None
         if found.type != name and found.format != ancestor:

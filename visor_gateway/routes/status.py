@@ -18,8 +18,12 @@ async def status(request: Request) -> Text:
 
 
 async def ready(request: Request) -> Answer:
-    """GET /ready: a failed store is listed; only listeners, metadata and a drain decide."""
-    services = request.services
+    """GET /ready"""
+    return await readiness(request.services)
+
+
+async def readiness(services: Services) -> Answer:
+    """Whether the gateway takes work: a failed store is listed; only listeners, metadata and a drain decide."""
     parts = {
         "listeners": "ok" if services.readiness.listening else "closed",
         "metadata": await _metadata(services),

@@ -23,6 +23,8 @@ class Policy(enum.Enum):
     READ = "credentials, a signed link for its image, or nobody's where anonymous_pull is on"
     USER = "credentials"
     ADMIN = "an admin's credentials"
+    PEER = "another server's key or certificate, or an allowed network"
+    KNOWN_PEER = "another server's key or certificate"
 
 
 class Kind(enum.Enum):

@@ -13,23 +13,30 @@ from typing import Final
 import trio
 
 from ..errors import ConfigError
-from .listener import Inherited, Listener, adopt
-from .settings import ServerSettings
+from .listener import IMAGE, Inherited, Listener, adopt
+from .settings import RoleSettings, ServerSettings
 
 UNIX_PREFIX: Final = "unix:"
 
 
-async def open_listeners(settings: ServerSettings) -> list[Listener]:
-    """Listen on every address of `settings.bind`. The caller closes the listeners.
+async def open_listeners(settings: ServerSettings, inherited: Sequence[Inherited] = ()) -> list[Listener]:
+    """Listen for every role: on the sockets that were inherited for it, else on its addresses.
+
+    Returns:
+        The listeners. They own the inherited sockets; the caller closes all.
 
     Raises:
         ConfigError: An address can't be used; nothing stays open.
     """
-    listeners: list[Listener] = []
+    listeners = adopt(inherited)
+    there = {listener.endpoint.role for listener in listeners}
+    addresses = [(address, "") for address in settings.bind if IMAGE not in there]
+    for role in settings.roles:
+        addresses += [(address, role.name) for address in role.bind if role.name not in there]
     try:
-        for address in settings.bind:
+        for address, name in addresses:
             try:
-                listeners += await _open(address, settings.backlog)
+                listeners += await _open(address, name, settings.backlog)
             except OSError as exc:
                 raise ConfigError(f"Can't listen on {address}: {exc.strerror or exc}") from exc
     except BaseException:
@@ -81,8 +88,8 @@ async def held_listeners(settings: ServerSettings, inherited: list[Inherited]) -
     Raises:
         ConfigError: An address or the certificate can't be used.
     """
-    tls_context(settings)
-    listeners = adopt(inherited) if inherited else await open_listeners(settings)
+    tls_contexts(settings)
+    listeners = await open_listeners(settings, inherited)
     held = Listeners(listeners, settings, inherited=bool(inherited))
     try:
         yield held
@@ -103,17 +110,17 @@ def close_listeners(listeners: list[Listener]) -> None:
 
 def remove_unix_sockets(settings: ServerSettings) -> None:
     """Remove the names of our Unix sockets from the file system."""
-    for address in settings.bind:
+    for address in (*settings.bind, *(address for role in settings.roles for address in role.bind)):
         if address.startswith(UNIX_PREFIX):
             with suppress(OSError):
                 os.unlink(address.removeprefix(UNIX_PREFIX))
 
 
-async def _open(address: str, backlog: int) -> list[Listener]:
+async def _open(address: str, name: str, backlog: int) -> list[Listener]:
     if address.startswith(UNIX_PREFIX):
-        return adopt([Inherited(_open_unix(address.removeprefix(UNIX_PREFIX), backlog))])
+        return adopt([Inherited(_open_unix(address.removeprefix(UNIX_PREFIX), backlog), name)])
     host, port = split_address(address)
-    return [Listener(opened) for opened in await trio.open_tcp_listeners(port, host=host, backlog=backlog)]
+    return [Listener(opened, name) for opened in await trio.open_tcp_listeners(port, host=host, backlog=backlog)]
 
 
 def split_address(address: str) -> tuple[str | None, int]:
@@ -162,8 +169,38 @@ def _remove_stale(path: str) -> None:
             return  # somebody listens, with a full queue
 
 
-def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
-    """The TLS of `settings`, None without a certificate.
+def tls_contexts(settings: ServerSettings) -> dict[str, ssl.SSLContext]:
+    """The TLS of every role that has a certificate.
+
+    Raises:
+        ConfigError: Files can't be read or do not fit together.
+    """
+    contexts = {IMAGE: tls_context(settings)}
+    for role in settings.roles:
+        contexts[role.name] = _role_context(role)
+    return {name: context for name, context in contexts.items() if context is not None}
+
+
+def _role_context(role: RoleSettings) -> ssl.SSLContext | None:
+    context = tls_context(role, section=f"{role.name}_server")
+    if context is None or role.client_ca is None:
+        return context
+    try:
+        context.load_verify_locations(role.client_ca)
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError(
+            f"{role.name}_server.client_ca: expected a PEM file with certificates that can be read, not"
+            f" {role.client_ca}: {exc.strerror or exc}"
+        ) from exc
+    # Who shows none may have a key. A session is never taken up again: a certificate is looked at each time.
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.options |= ssl.OP_NO_TICKET
+    context.num_tickets = 0
+    return context
+
+
+def tls_context(settings: ServerSettings | RoleSettings, *, section: str = "server") -> ssl.SSLContext | None:
+    """The TLS of `settings`, None without a certificate. `section` is where they stand in the configuration.
 
     Raises:
         ConfigError: The files can't be read or do not fit together.
@@ -177,7 +214,7 @@ def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
         context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
     except (OSError, ssl.SSLError) as exc:
         raise ConfigError(
-            f"server.tls_certificate, server.tls_key: expected PEM files that can be read and belong together, not"
-            f" {settings.tls_certificate} and {settings.tls_key}: {exc.strerror or exc}"
+            f"{section}.tls_certificate, {section}.tls_key: expected PEM files that can be read and belong together,"
+            f" not {settings.tls_certificate} and {settings.tls_key}: {exc.strerror or exc}"
         ) from exc
     return context

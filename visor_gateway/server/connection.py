@@ -43,6 +43,7 @@ class Connection:
 
     Attributes:
         lends: Whether `lend` is to be had: on plain TCP.
+        trusted: Whether the client has shown a certificate of an authority that its listener accepts.
         cut_cause: Why we ended it, None while we have not.
     """
 
@@ -65,6 +66,7 @@ class Connection:
         self._client = wire.address[0] if wire.address is not None else None
         self._accepted_at = trio.current_time()
         self.lends = wire.lends
+        self.trusted = False
         self.cut_cause: str | None = None
 
     # --- what others may ask and do; none of it blocks -------------------------------------------
@@ -169,6 +171,7 @@ class Connection:
                 await self._wire.handshake()
             if handshake.cancelled_caught:
                 return
+            self.trusted = self._wire.is_client_certified()
             while await self._serve_one():
                 pass
             await self._wire.finish()

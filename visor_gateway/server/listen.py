@@ -11,7 +11,7 @@ import resource
 import select
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -21,9 +21,9 @@ import trio
 from ..metrics import Metrics
 from .access import AccessLog
 from .asgi import Application, stream_config
-from .bind import close_listeners, duplicated, open_listeners, remove_unix_sockets, tls_context
+from .bind import close_listeners, duplicated, open_listeners, remove_unix_sockets, tls_contexts
 from .connection import Connection
-from .listener import Address, Endpoint, Inherited, Listener, adopt
+from .listener import IMAGE, Address, Endpoint, Inherited, Listener
 from .refusal import Refusal, encode
 from .settings import ServerSettings
 from .wire import ClientGone, Wire
@@ -76,7 +76,7 @@ def connection_limit(wanted: int) -> int:
 
 
 class Server:
-    """Serves one ASGI application to many clients.
+    """Serves ASGI applications to many clients, one for each role.
 
     Attributes:
         endpoints: Where clients reach it, once `serve` has started.
@@ -89,25 +89,28 @@ class Server:
         settings: ServerSettings,
         metrics: Metrics,
         *,
+        roles: Mapping[str, Application] | None = None,
         inherited: Sequence[Inherited] = (),
         held: bool = False,
     ) -> None:
-        """`inherited` are listening sockets from the service manager; they take the place of `settings.bind`.
+        """`inherited` are listening sockets from the service manager; they take the place of a role's addresses.
 
         Args:
+            app: The role `image`, which is served where there are listeners for it.
+            roles: The applications of `settings.roles`.
             held: Nobody is accepted before `admit` is called; who connects waits.
         """
         self.owns_names = not inherited
         self._admitting = trio.Event()
         if not held:
             self._admitting.set()
-        self._app = app
+        self._apps = {IMAGE: app, **(roles or {})}
         self._settings = settings
         self._metrics = metrics
         self._inherited = list(inherited)
         self._config = stream_config(settings)
         self._access = AccessLog(metrics)
-        self._tls = tls_context(settings)
+        self._tls: Mapping[str, ssl.SSLContext] = tls_contexts(settings)
         self._limit = connection_limit(settings.max_connections)
         self._listeners: list[Listener] = []
         self._accepting = trio.CancelScope()
@@ -139,7 +142,7 @@ class Server:
         """Another process listens on the same sockets, from now on: leave their names to it."""
         self.owns_names = False
 
-    def revise(self, settings: ServerSettings, tls: ssl.SSLContext | None) -> None:
+    def revise(self, settings: ServerSettings, tls: Mapping[str, ssl.SSLContext]) -> None:
         """Serve connections that are accepted from now on by other settings; `bind` and `backlog` stay."""
         self._settings, self._tls = settings, tls
         self._limit = connection_limit(settings.max_connections)
@@ -155,9 +158,9 @@ class Server:
         Raises:
             ConfigError: An address or the certificate can't be used.
         """
-        self._listeners = adopt(self._inherited) if self._inherited else await open_listeners(self._settings)
+        self._listeners = await open_listeners(self._settings, self._inherited)
         self.endpoints = tuple(listener.endpoint for listener in self._listeners)
-        self._tell_of_missing_tls()
+        self._tell_of_idle_sockets()
         self._serving = True
         try:
             async with trio.open_nursery() as services:
@@ -170,12 +173,23 @@ class Server:
             self._stop_listening()
             self._ended.set()
 
-    def _tell_of_missing_tls(self) -> None:
-        for listener in self._listeners:
-            if self._tls is None and listener.endpoint.speaks_tls(configured=False):
+    def _tell_of_idle_sockets(self) -> None:
+        for endpoint in self.endpoints:
+            if not self._serves(endpoint.role):
                 _log.warning(
-                    "socket for TLS is not served: server.tls_certificate is not set", address=listener.endpoint.address
+                    "socket for a role is not served: server.roles does not name it",
+                    address=endpoint.address,
+                    role=endpoint.role,
                 )
+            elif endpoint.role not in self._tls and endpoint.speaks_tls(configured=False):
+                _log.warning(
+                    "socket for TLS is not served: server.tls_certificate is not set", address=endpoint.address
+                )
+
+    def _serves(self, role: str) -> bool:
+        if role == IMAGE:
+            return self._settings.serves_images
+        return role in self._apps
 
     async def _accept_all(self, connections: trio.Nursery) -> None:
         with self._accepting:
@@ -203,9 +217,11 @@ class Server:
     def _admit(
         self, stream: trio.SocketStream, listener: Listener, acceptors: trio.Nursery, connections: trio.Nursery
     ) -> None:
-        tls = self._tls if (is_secure := listener.endpoint.speaks_tls(configured=self._tls is not None)) else None
+        endpoint = listener.endpoint
+        configured = self._tls.get(endpoint.role)
+        tls = configured if (is_secure := endpoint.speaks_tls(configured=configured is not None)) else None
         wire = Wire(stream, tls, patience=self._settings.stall_timeout, notsent_lowat=self._settings.notsent_lowat)
-        if is_secure and tls is None:
+        if (is_secure and tls is None) or not self._serves(endpoint.role):
             # Nobody closes a socket of systemd's: a client must not wait for a handshake that never comes.
             wire.reset()
             return
@@ -218,7 +234,7 @@ class Server:
                 wire.close()
             return
         self._metrics.connections_accepted.inc()
-        connection = Connection(wire, self._app, self._settings, self._config, self._access)
+        connection = Connection(wire, self._apps[endpoint.role], self._settings, self._config, self._access)
         self._connections.add(connection)
         self._metrics.connections.set(len(self._connections))
         connections.start_soon(self._run, connection)

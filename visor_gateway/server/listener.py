@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import trio
 
 #: Names that systemd gives to passed sockets (`FileDescriptorName=`), and whether TLS is spoken on those.
 SPOKEN: Final = {"http": False, "unix": False, "tls": True}
+#: The role of a socket that no name tells another one of.
+IMAGE: Final = "image"
+#: Names of sockets that belong to other roles.
+ROLES: Final = frozenset({"meta", "auth"})
 
 Address = tuple[str, int] | str
 
@@ -23,6 +28,11 @@ class Endpoint(NamedTuple):
 
     address: Address
     name: str = ""
+
+    @property
+    def role(self) -> str:
+        """What is served there."""
+        return self.name if self.name in ROLES else IMAGE
 
     def speaks_tls(self, *, configured: bool) -> bool:
         """Whether clients speak TLS there: as its name says, else if TLS is configured, but never on a Unix socket."""
@@ -63,6 +73,6 @@ class Listener:
         return await self._accepting.accept()
 
 
-def adopt(inherited: list[Inherited]) -> list[Listener]:
+def adopt(inherited: Sequence[Inherited]) -> list[Listener]:
     """Make listeners of sockets that are listening already. They own the sockets from now on."""
     return [Listener(trio.SocketListener(trio.socket.from_stdlib_socket(sock)), name) for sock, name in inherited]

@@ -119,6 +119,10 @@ class Wire:
             except _Broken as exc:
                 raise ClientGone from exc
 
+    def is_client_certified(self) -> bool:
+        """Whether the client has shown a certificate. After the handshake: one that is not accepted has failed it."""
+        return isinstance(self._stream, trio.SSLStream) and self._stream.getpeercert(binary_form=True) is not None
+
     async def receive(self, size: int) -> bytes:
         """At most `size` bytes, b"" once the client has sent FIN. Cancellation loses nothing.
 

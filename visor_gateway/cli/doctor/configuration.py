@@ -7,12 +7,13 @@ import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
 
-from ...config import Secret, Settings
+from ...config import Secret, Settings, split_address
 from ...config.settings import SECRET_KEYS
 from .finding import Finding, failed, ok, warning
 
@@ -22,7 +23,7 @@ RENEW_BEFORE: Final = timedelta(days=14)
 def secrets_of(settings: Settings) -> list[str]:
     """The text of every secret in the settings, and the password in a URL."""
     texts = []
-    for section in (settings.metadata, *settings.stores.named.values()):
+    for section in (settings.metadata, settings.meta_server, *settings.stores.named.values()):
         for name in section.__struct_fields__:
             value = getattr(section, name)
             if isinstance(value, Secret):
@@ -59,7 +60,7 @@ def _document(file: Path) -> Mapping[str, Any]:
 
 def _secret_keys(document: Mapping[str, Any], suffix: str) -> Iterator[tuple[str, str]]:
     """Keys of secrets with this ending, and their values."""
-    tables = {"metadata": document.get("metadata")}
+    tables = {name: document.get(name) for name in ("metadata", "meta_server")}
     stores = document.get("stores")
     if isinstance(stores, Mapping):
         tables |= {f"stores.{name}": table for name, table in stores.items()}
@@ -79,9 +80,46 @@ def _others(path: Path) -> bool:
         return False
 
 
+def examine_roles(settings: Settings) -> Iterator[Finding]:
+    """Whom the roles for other servers let in, and what can be read on the way to them."""
+    for role, peers in settings.peer_servers().items():
+        check = f"role {role}"
+        wide = [str(network) for network in peers.allow if network.prefixlen == 0]
+        open_to = [address for address in peers.bind if peers.tls_certificate is None and not _is_local(address)]
+        if wide:
+            yield warning(
+                check,
+                f"{role}_server.allow names {' and '.join(wide)}: everybody who reaches it is let in",
+                "name the networks of the servers that can show no key",
+            )
+        if open_to:
+            yield warning(
+                check,
+                f"{', '.join(open_to)}: what is said there can be read on the way",
+                f"set {role}_server.tls_certificate, or listen on loopback behind a proxy that speaks TLS",
+            )
+        if not wide and not open_to:
+            yield ok(check, f"listens on {', '.join(peers.bind)}")
+
+
+def _is_local(address: str) -> bool:
+    if address.startswith("unix:"):
+        return True
+    host, _ = split_address(address)
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def examine_tls(settings: Settings) -> Iterator[Finding]:
-    """Whether certificate and key belong together, and until when they are good."""
-    certificate, key = settings.server.tls_certificate, settings.server.tls_key
+    """Whether certificates and keys belong together, and until when they are good."""
+    yield from _examine_certificate(settings.server.tls_certificate, settings.server.tls_key)
+    for peers in settings.peer_servers().values():
+        yield from _examine_certificate(peers.tls_certificate, peers.tls_key)
+
+
+def _examine_certificate(certificate: Path | None, key: Path | None) -> Iterator[Finding]:
     if certificate is None:
         return
     try:

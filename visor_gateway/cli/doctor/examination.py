@@ -65,6 +65,7 @@ async def _examine(
         known = settings  # for the closures: it is no longer None
         checks += [
             ("tls", lambda: configuration.examine_tls(known)),
+            ("roles", lambda: configuration.examine_roles(known)),
             ("database", lambda: records.examine_records(directory, known)),
             ("space", lambda: files.examine_space(directory, known)),
             ("descriptors", lambda: [service.examine_descriptors(directory, known, unit)]),

@@ -1,0 +1,60 @@
+"""What a handler of a role for other servers gets."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from ..errors import InvalidRequest
+from .entity import Headers
+from .peers import Peer
+from .request import Answer, Services, Text
+from .status import readiness
+
+
+class RoleRequest(msgspec.Struct, kw_only=True):
+    """One request.
+
+    Attributes:
+        params: Path parameters.
+        headers: As received, names in lower case.
+        base_url: Scheme and authority under which the images of records are to be had.
+        body: The whole body.
+    """
+
+    services: Services
+    peer: Peer
+    params: dict[str, str]
+    query_string: bytes
+    headers: Headers
+    base_url: str
+    body: bytes = b""
+
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        """Query parameters in order, decoded; blank values are kept.
+
+        Raises:
+            InvalidRequest: The query is not UTF-8.
+        """
+        try:
+            return parse_qsl(
+                self.query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=100
+            )
+        except ValueError as exc:
+            raise InvalidRequest("The query is not valid") from exc
+
+    def image_uri(self, image_id: str) -> str:
+        """The absolute URL of an image."""
+        return f"{self.base_url}/images/{image_id}"
+
+
+async def status(request: RoleRequest) -> Text:
+    """GET /status"""
+    return Text(b"OK", "text/plain; charset=utf-8")
+
+
+async def ready(request: RoleRequest) -> Answer:
+    """GET /ready"""
+    return await readiness(request.services)
