@@ -1,5 +1,6 @@
 """`--workers N` has every daemon that a test starts serve with N workers, unless the test says how many; with
-`--postgresql` its records are in a PostgreSQL server that runs as long as the tests.
+`--postgresql` its records are in a PostgreSQL server that runs as long as the tests. With `--haproxy N` clients reach
+each through HAProxy, and the gateway that tests of conformance share is N of them on one PostgreSQL and one S3.
 
 `VISOR_REQUIRE_ALL=1` (continuous integration sets it) turns every skip into a failure."""
 
@@ -15,7 +16,7 @@ import hypothesis
 import pytest
 import structlog
 from canary import canary
-from servers import hdfs, postgresql, systemd
+from servers import haproxy, hdfs, postgresql, systemd
 
 from visor_gateway import log
 
@@ -25,6 +26,12 @@ _REQUIRE_ALL = os.environ.get("VISOR_REQUIRE_ALL", "") not in ("", "0")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--workers", type=int, default=1, help="Workers of the daemons that tests start.")
     parser.addoption("--postgresql", action="store_true", help="Records of these daemons are in PostgreSQL.")
+    parser.addoption(
+        "--haproxy",
+        type=int,
+        default=0,
+        help="Clients reach them through HAProxy, and that of a whole session is so many on PostgreSQL and S3.",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.register_profile("any machine", deadline=None, derandomize=True, suppress_health_check=slow)
     hypothesis.settings.load_profile("any machine")
     gateway_process.defaults.workers = config.getoption("--workers")
+    if config.getoption("--haproxy"):
+        gateway_process.defaults.front = haproxy.before
     if config.getoption("--postgresql"):
         server = postgresql.start()
         config.add_cleanup(server.stop)

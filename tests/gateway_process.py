@@ -12,6 +12,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ class Defaults:
 
     Attributes:
         database: The URL of the database of the daemon on this directory; None for the daemon's own default.
+        front: What clients reach a daemon of `running` through: from its directory and URL, the URL of a proxy.
     """
 
     workers: int = 1
     database: Callable[[Path], str] | None = None
+    front: Callable[[Path, str], AbstractContextManager[str]] | None = None
 
 
 defaults = Defaults()
@@ -167,6 +170,8 @@ def launch(
     asked = {} if count is None else {"VISOR_GATEWAY__SERVER__WORKERS": str(count)}
     if defaults.database is not None:
         asked["VISOR_GATEWAY__METADATA__URL"] = defaults.database(data_dir)
+    if defaults.front is not None:
+        asked["VISOR_GATEWAY__SERVER__TRUSTED_PROXIES"] = "127.0.0.1"
     with reserve_port() as reserved, open(directory / "daemon.log", "ab") as log:
         port = port or reserved.getsockname()[1]
         command = serve_command(data_dir, port, path)
@@ -223,7 +228,10 @@ def running(directory: Path, **options: object) -> Generator[Gateway, None, None
     """A daemon for the length of a block; it must then end by SIGTERM with exit code 0."""
     gateway = launch(directory, **options)  # type: ignore[arg-type]
     try:
-        yield gateway
+        with contextlib.ExitStack() as stack:
+            if defaults.front is not None and gateway.tls is None:
+                gateway.url = stack.enter_context(defaults.front(directory, gateway.url))
+            yield gateway
     except BaseException:
         gateway.kill()
         raise

@@ -13,18 +13,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gateway_cluster import behind_haproxy
 from gateway_process import Gateway, running
 from origin_server import Origin
 from wire import Client, Stored, store_image
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Through a proxy, leave out what is said of connections to the gateway itself."""
+    if not config.getoption("--haproxy"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("direct")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """The gateway under test."""
     if url := os.environ.get("VISOR_URL"):
         yield Gateway(url.rstrip("/"), os.environ["VISOR_ACCESS_KEY"], os.environ["VISOR_SECRET_KEY"])
         return
-    with running(tmp_path_factory.mktemp("gateway")) as gateway:
+    count = request.config.getoption("--haproxy")
+    directory = tmp_path_factory.mktemp("gateway")
+    with behind_haproxy(directory, count) if count > 1 else running(directory) as gateway:
         yield gateway
 
 

@@ -393,6 +393,7 @@ def test_a_reference_has_the_origins_strong_etag(locating, origin: Origin) -> No
     assert origin.etags["/strong"] in (locating.admin.head(path).header("etag") or "")
 
 
+@pytest.mark.direct("where a gateway resets a connection the proxy ends its own with FIN")
 def test_an_origin_that_breaks_off_never_makes_a_whole_200(start) -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -93,6 +93,7 @@ def test_two_names_that_fold_to_one_field_are_400(alice: Client) -> None:
     assert alice.named(name) is None
 
 
+@pytest.mark.direct("HAProxy joins folded lines, as RFC 9112 lets a proxy do")
 def test_folded_header_lines_are_400(alice: Client) -> None:
     name = unique("obsolete")
     answer = post_raw(alice, [*BASE, ("x-image-meta-name", name)], b"x-image-meta-note: a\r\n b\r\n")
@@ -107,6 +108,7 @@ def filler(client: Client, size: int) -> bytes:
     return head_bytes("GET", "/images/detail", [*headers, ("X-Filler", "f" * (size - short))])
 
 
+@pytest.mark.direct("the proxy answers heads that are too long, or makes them longer")
 @pytest.mark.parametrize("size", [16 * 1024 + 1, 20 * 1024, 200 * 1024])
 def test_a_head_above_16_kib_is_431(alice: Client, stored, size) -> None:
 
@@ -116,6 +118,7 @@ def test_a_head_above_16_kib_is_431(alice: Client, stored, size) -> None:
         assert wire.read_head().status == 431
 
 
+@pytest.mark.direct("the proxy answers heads that are too long, or makes them longer")
 @pytest.mark.parametrize("size", [2000, 15 * 1024, 16 * 1024 - 1])
 def test_a_head_below_16_kib_is_served(alice: Client, stored, size) -> None:
     with alice.connect() as wire:
@@ -137,6 +140,7 @@ def test_the_limit_of_the_head_does_not_depend_on_how_it_is_cut_into_packets(ali
         assert wire.read_head().status == status
 
 
+@pytest.mark.direct("the proxy answers heads that are too long, or makes them longer")
 def test_many_small_headers_count_as_well(alice: Client, stored) -> None:
 
     headers = alice.signed("GET", "/images/detail", [(f"X-H{number}", "v" * 10) for number in range(1200)])
@@ -146,6 +150,7 @@ def test_many_small_headers_count_as_well(alice: Client, stored) -> None:
         assert wire.read_head().status == 431
 
 
+@pytest.mark.direct("the proxy answers heads that are too long, or makes them longer")
 def test_a_request_line_without_end_is_refused(gateway, anonymous: Client) -> None:
 
     with anonymous.connect() as wire:

@@ -128,6 +128,7 @@ def test_lcs_is_another_name_of_lunacloud(alice: Client) -> None:
     assert answer.message in ("The store 'lcs' is not supported", "The store 'lunacloud' is not supported")
 
 
+@pytest.mark.direct("gateways on several hosts have a store that they share")
 def test_the_file_store_is_the_default_for_bytes(alice: Client) -> None:
     assert alice.add(b"bytes").image["store"] == "file"
     assert alice.add(b"bytes", store="file").image["store"] == "file"

@@ -51,6 +51,7 @@ def test_ready_gives_no_details(anonymous: Client, gateway) -> None:
     assert "127.0.0.1" not in body
 
 
+@pytest.mark.direct("through a proxy nobody comes from loopback")
 def test_metrics_are_prometheus_text_from_loopback(anonymous: Client, stored) -> None:
     answer = anonymous.get("/metrics")
     assert answer.status == 200

@@ -211,6 +211,7 @@ def test_text_of_a_record_is_never_a_formula_of_the_database(alice: Client) -> N
         assert [entry["_id"] for entry in answer.json()["images"]] == [image["_id"]]
 
 
+@pytest.mark.direct("the proxy settles the framing: gateways see one length, or nothing")
 def test_smuggled_requests_are_not_served(alice: Client, bob: Client) -> None:
     """A body whose framing is ambiguous never becomes a second request."""
     name = unique("smuggled")

@@ -205,6 +205,7 @@ def test_transfers_come_as_xml_too(alice: Client, stored) -> None:
 # --- cancel ------------------------------------------------------------------------------------
 
 
+@pytest.mark.direct("where a gateway resets a connection the proxy ends its own with FIN")
 def test_cancelling_a_pull_resets_its_client(alice: Client, big: Stored) -> None:
     with pulling(alice, big) as (transfer_id, wire):
         answer = alice.delete(f"/transfers/{transfer_id}")
@@ -216,6 +217,7 @@ def test_cancelling_a_pull_resets_its_client(alice: Client, big: Stored) -> None
     assert alice.head(big.path).status == 200
 
 
+@pytest.mark.direct("where a gateway resets a connection the proxy ends its own with FIN")
 def test_cancelling_a_push_resets_its_client_and_keeps_no_bytes(alice: Client) -> None:
     name = unique("cancelled")
     with pushing(alice, name) as (transfer_id, wire):
@@ -228,6 +230,7 @@ def test_cancelling_a_push_resets_its_client_and_keeps_no_bytes(alice: Client) -
     assert alice.get(f"/images/{image['_id']}").status == 409
 
 
+@pytest.mark.direct("where a gateway resets a connection the proxy ends its own with FIN")
 def test_an_admin_cancels_anyones_transfer(alice: Client, admin: Client, big: Stored) -> None:
     with pulling(alice, big) as (transfer_id, wire):
         assert admin.delete(f"/transfers/{transfer_id}").status == 200
@@ -290,6 +293,7 @@ def test_a_paused_push_goes_on_and_is_stored_whole(alice: Client) -> None:
         assert wire.read_response("POST").image["size"] == len(data)
 
 
+@pytest.mark.direct("where a gateway resets a connection the proxy ends its own with FIN")
 def test_a_paused_pull_can_be_cancelled(alice: Client, big: Stored) -> None:
     with pulling(alice, big) as (transfer_id, wire):
         steered(alice, f"/transfers/{transfer_id}", paused=True)

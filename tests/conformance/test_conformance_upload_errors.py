@@ -187,6 +187,7 @@ def test_content_length_zero_means_metadata_only(alice: Client) -> None:
     assert (image["status"], image["size"]) == ("locked", None)
 
 
+@pytest.mark.direct("the proxy settles the framing: gateways see one length, or nothing")
 @pytest.mark.parametrize(
     "framing",
     [
@@ -774,6 +775,7 @@ def flood(wire: Wire, total: int) -> int:
     return sent
 
 
+@pytest.mark.direct("connections of clients are the proxy's to close")
 @pytest.mark.parametrize("case", ["403", "400", "413"])
 def test_an_early_refusal_can_be_read_while_the_client_still_sends(alice: Client, locating, case) -> None:
     client = locating.admin if case == "413" else alice

@@ -119,6 +119,11 @@ class Gateway:
             sent |= self._signed(method, target, sent, signer)
         return await self.raw(method, target, sent, blocks, client=client)
 
+    def signed(self, method: str, target: str) -> dict[str, str]:
+        """Headers of a request of the admin."""
+        sent = {"host": "gateway.test"}
+        return sent | self._signed(method, target, sent, self.admin)
+
     def _signed(self, method: str, target: str, sent: dict[str, str], user: User) -> dict[str, str]:
         sent = {**sent, "date": formatdate(usegmt=True), "x-visor-nonce": uuid4().hex}
         raw = [(name.encode(), value.encode()) for name, value in sent.items()]
@@ -128,9 +133,16 @@ class Gateway:
         return sent
 
     async def raw(
-        self, method: str, target: str, headers: Mapping[str, str], blocks: list[bytes], *, client: str = "192.0.2.7"
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        blocks: list[bytes],
+        *,
+        client: str = "192.0.2.7",
+        gone: bool = False,
     ) -> Reply:
-        """One request exactly as given."""
+        """One request exactly as given. A client that is `gone` takes no answer."""
         connection = Connection()
         path, _, query = target.partition("?")
         scope = {
@@ -161,6 +173,8 @@ class Gateway:
 
         async def send(message: dict[str, Any]) -> None:
             await trio.lowlevel.checkpoint()
+            if gone:
+                raise ConnectionAbortedError("the client is gone")
             if message["type"] == "http.response.start":
                 assert reply.status == 0, "a second answer"
                 reply.status = message["status"]

@@ -93,7 +93,10 @@ class Application:
         else:
             path, state = scope["path"].rstrip("/") or "/", {**scope["state"], "request": request}
             scope = {**scope, "path": path, "state": state}
-            await self._quart(cast(Any, scope), cast(Any, receive), cast(Any, outgoing.send))
+            try:
+                await self._quart(cast(Any, scope), cast(Any, receive), cast(Any, outgoing.send))
+            except ExceptionGroup as group:
+                raise _only(group) from None
 
     def _request(self, scope: Scope, caller: Caller, params: dict[str, str], accept: str | None) -> Request:
         return Request(
@@ -215,6 +218,13 @@ class Outgoing:
         connection = self._scope["state"].get("connection")
         if connection is not None:
             connection.reset()
+
+
+def _only(group: Exception) -> Exception:
+    """What Quart-Trio's nursery has wrapped: a client that is gone has to be told from a fault of ours."""
+    while isinstance(group, ExceptionGroup) and len(group.exceptions) == 1:
+        group = group.exceptions[0]
+    return group
 
 
 def _accept(scope: Mapping[str, Any]) -> str | None:
