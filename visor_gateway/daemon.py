@@ -231,7 +231,7 @@ class Daemon:
             self._reviser.serve_with((app, *roles.values()), server)
             self._process.serve_with(self._reviser, server)
             await self._prepare(services)
-            await self._serve(services, server, signals)
+            await self._serve(services, server, signals, metadata.serve)
 
     async def _prepare(self, services: Services) -> None:
         """What is done once for the gateway before anybody is served."""
@@ -242,10 +242,13 @@ class Daemon:
             # What the predecessor writes is no leftover.
             await services.sweep.at_start()
 
-    async def _serve(self, services: Services, server: Server, signals: AsyncIterator[int]) -> None:
+    async def _serve(
+        self, services: Services, server: Server, signals: AsyncIterator[int], metadata_service: Service
+    ) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._engine.serve)
             await nursery.start(self._stores.serve)
+            nursery.start_soon(metadata_service)
             for service in (*self._services_of_process(services), *self._services_of_gateway(services)):
                 nursery.start_soon(service)
             await nursery.start(server.serve)

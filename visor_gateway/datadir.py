@@ -54,6 +54,11 @@ class DataDirectory(msgspec.Struct, frozen=True):
         """Address and credentials of the first user."""
         return self.path / "admin.toml"
 
+    def database(self, url: str) -> str:
+        """The URL of the gateway's database: `url` (`[metadata] url`), or, where that is a VISOR Meta server's, of the
+        database beside it."""
+        return f"sqlite:///{self.path / 'visor.sqlite3'}" if url.startswith("visor+") else url
+
     @property
     def master_key(self) -> Path:
         """The key that encrypts users' secrets, where the configuration names no other file."""

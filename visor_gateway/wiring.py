@@ -18,11 +18,15 @@ from .transfer.scrub import Plan
 
 def metadata(settings: config.Settings, directory: DataDirectory) -> AbstractAsyncContextManager[Metadata]:
     """The records and accounts, open within the block. Raises as `open_metadata`."""
-    return open_metadata(
-        settings.metadata.url.reveal(),
-        settings.auth.master_key_file or directory.master_key,
-        stale_if_error=settings.metadata.stale_if_error,
-    )
+    url, keys = settings.metadata.url.reveal(), settings.auth.master_key_file or directory.master_key
+    stale = settings.metadata.stale_if_error
+    database = directory.database(url)
+    if database == url:
+        return open_metadata(url, keys, stale_if_error=stale)
+    # Imported here: most gateways load nothing of it.
+    from .meta.visor.opening import open_catalogue
+
+    return open_catalogue(url, database, keys, stale_if_error=stale)
 
 
 def location_policy(settings: config.Settings) -> LocationPolicy:

@@ -12,7 +12,7 @@ import sys
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,16 @@ import pytest
 import sqlalchemy as sa
 import trio
 from servers.postgresql import PostgreSQL, start
+from servers.visor_meta import MetaServer
 
 import visor_gateway
 from visor_gateway.image import Image
 from visor_gateway.meta.contract import Attempt, Written
 from visor_gateway.meta.sql import Metadata, open_metadata
+from visor_gateway.meta.visor.opening import CatalogueMetadata, open_catalogue
+
+#: The modules about what may be at a Meta server. What others are about is always in the local database.
+CATALOGUED = frozenset({"test_meta_images", "test_meta_attempts", "test_meta_copies", "test_meta_scrub"})
 
 
 class SqliteBackend:
@@ -110,7 +115,21 @@ class PostgresBackend:
         self.run(f"UPDATE attempts SET expires_at = {end} WHERE attempt_id = '{attempt.attempt_id}'")
 
 
-Backend = SqliteBackend | PostgresBackend
+class VisorBackend(SqliteBackend):
+    """A VISOR Meta server, and a SQLite database for what it can't keep. It is asked at every read."""
+
+    def __init__(self, directory: Path, server: MetaServer) -> None:
+        super().__init__(directory)
+        self.server = server
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[CatalogueMetadata, None]:
+        async with open_catalogue(self.server.url, self.url, self.master_key) as metadata:
+            metadata.catalogue.poll_seconds = 0
+            yield metadata
+
+
+Backend = SqliteBackend | PostgresBackend | VisorBackend
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +152,31 @@ def postgres_backend(tmp_path: Path, postgresql: PostgreSQL) -> Iterator[Postgre
         yield PostgresBackend(tmp_path, postgresql, name)
 
 
-@pytest.fixture(params=("sqlite", "postgres"))
+@pytest.fixture
+def meta_server() -> Iterator[MetaServer]:
+    server = MetaServer()
+    try:
+        yield server
+    finally:
+        server.close()
+    assert server.failures == []
+
+
+@pytest.fixture
+def visor_backend(tmp_path: Path, meta_server: MetaServer, monkeypatch: pytest.MonkeyPatch) -> VisorBackend:
+    monkeypatch.setattr("visor_gateway.meta.visor.images.TELL_SECONDS", 60.0)
+    return VisorBackend(tmp_path, meta_server)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames and not hasattr(metafunc.module, "backend"):
+        shared = metafunc.module.__name__.rpartition(".")[2] in CATALOGUED
+        metafunc.parametrize(
+            "backend", ("sqlite", "postgres", "visor") if shared else ("sqlite", "postgres"), indirect=True
+        )
+
+
+@pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Backend:
     return request.getfixturevalue(f"{request.param}_backend")
 

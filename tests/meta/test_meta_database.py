@@ -221,3 +221,19 @@ async def test_readers_do_not_wait_for_a_writer(metadata, make_image, gate):
 
 def test_the_migration_that_is_numbered_last_is_the_last_one() -> None:
     assert ScriptDirectory(str(history.HERE)).get_heads() == [migrations.latest()]
+
+
+async def test_a_database_of_the_first_version_is_upgraded_with_its_images(backend, make_image, monkeypatch) -> None:
+    upgrade = history.command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(history.command, "upgrade", lambda config, _: upgrade(config, "0001"))
+        async with backend.open():
+            pass
+    columns = "id, name, architecture, owner, access, status, created_at, access_count"
+    backend.run(
+        f"INSERT INTO images ({columns}) VALUES"
+        " ('i', 'old', 'x86_64', 'alice', 'public', 'locked', '2026-01-02T03:04:05.000000Z', 0)"
+    )
+    async with backend.open() as metadata:
+        image = await metadata.images.get("i")
+    assert (image.name, image.scrubbed_at, image.bad_since) == ("old", None, None)

@@ -8,7 +8,6 @@ import msgspec
 
 from visor_gateway.image import Image
 from visor_gateway.meta.contract import Attempt, Written
-from visor_gateway.meta.migrations import history
 
 LATER = timedelta(hours=1)
 
@@ -70,19 +69,3 @@ async def test_those_of_the_longest_ago_are_due_first(metadata, make_image, make
     assert await images.scrubbed_before("file", now + LATER) == [two.id, three.id, one.id]
     assert await images.scrubbed_before("file", now - LATER) == []
     assert await images.scrubbed_before("s3", now + LATER) == []
-
-
-async def test_a_database_of_the_first_version_is_upgraded_with_its_images(backend, make_image, monkeypatch) -> None:
-    upgrade = history.command.upgrade
-    with monkeypatch.context() as patch:
-        patch.setattr(history.command, "upgrade", lambda config, _: upgrade(config, "0001"))
-        async with backend.open():
-            pass
-    columns = "id, name, architecture, owner, access, status, created_at, access_count"
-    backend.run(
-        f"INSERT INTO images ({columns}) VALUES"
-        " ('i', 'old', 'x86_64', 'alice', 'public', 'locked', '2026-01-02T03:04:05.000000Z', 0)"
-    )
-    async with backend.open() as metadata:
-        image = await metadata.images.get("i")
-    assert (image.name, image.scrubbed_at, image.bad_since) == ("old", None, None)

@@ -26,7 +26,7 @@ def places(directory: DataDirectory, settings: Settings) -> dict[str, Path]:
     Raises:
         ConfigError: The database is not SQLite's.
     """
-    url = settings.metadata.url.reveal()
+    url = directory.database(settings.metadata.url.reveal())
     if not url.startswith("sqlite:"):
         raise ConfigError("[metadata] url: expected a SQLite database: a server's is backed up with its own programs")
     return {

@@ -43,7 +43,7 @@ def rotate_master(
     if not keys.exists():
         # Opening would make one, and an empty database beside it: a mistyped directory must not look like a success.
         raise ConfigError(f"{keys}: expected the master key file of a gateway")
-    return trio.run(_rotate, settings.metadata.url.reveal(), keys), keys
+    return trio.run(_rotate, directory.database(settings.metadata.url.reveal()), keys), keys
 
 
 async def _rotate(url: str, keys: Path) -> int:

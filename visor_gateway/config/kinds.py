@@ -227,7 +227,7 @@ def _shared_key(value: object) -> Secret:
 
 def _database(value: object) -> Secret:
     url = _text(value)
-    if not re.match(r"sqlite:///.|postgresql(\+psycopg)?://.", url):
+    if not re.match(r"sqlite:///.|postgresql(\+psycopg)?://.|visor\+https?://.", url):
         raise ValueError
     return Secret(url)
 
@@ -337,8 +337,10 @@ HDFS_USER: Final = Kind("a name of letters, digits, dots, - and _", _hdfs_user)
 ORIGIN: Final = Kind("a URL http(s)://HOST[:PORT] without a path", _origin)
 SECRET: Final = Kind("text", _secret, secret=True)
 SHARED_KEY: Final = Kind(f"{SHARED_KEY_LENGTH} or more ASCII characters without blanks", _shared_key, secret=True)
-DATABASE: Final = Kind("sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME", _database, secret=True)
 ROLES: Final = several("image, meta", choice("image", "meta").parse, empty=False)
+DATABASE: Final = Kind(
+    "sqlite:///PATH, postgresql://USER:PASSWORD@HOST/NAME or visor+http://HOST:PORT", _database, secret=True
+)
 ADDRESSES: Final = several("HOST:PORT or unix:/PATH", _address, empty=False)
 NETWORKS: Final = several("addresses or networks such as 10.0.0.0/8", _network)
 ORIGINS: Final = several("origins http(s)://HOST[:PORT]", _origin)

@@ -337,6 +337,8 @@ def _check_together(settings: Settings, given: Layer, source: str) -> None:
                 f"{source}: {role}_server: expected shared_key, client_ca or allow for the role '{role}': as it is,"
                 " nobody could be let in"
             )
+    if settings.metadata.url.reveal().startswith("visor+") and settings.server.workers != 1:
+        raise ConfigError(f"{given['server.workers'].where}: expected 1 with a VISOR Meta server as metadata.url")
     files = [store.directory for store in settings.stores.named.values() if isinstance(store, FileStore)]
     if settings.cache.directory in files:
         where = given["cache.directory"].where

@@ -156,13 +156,13 @@ class Auth(Section, frozen=True, kw_only=True):
 class Metadata(Section, frozen=True, kw_only=True):
     """Where records and users are kept."""
 
-    url: Annotated[Secret, kinds.DATABASE, "Database of records, users and tokens."]
+    url: Annotated[Secret, kinds.DATABASE, "Database of records, users and tokens, or a VISOR Meta server for records."]
     history: Annotated[int, kinds.whole(0), "Transfers that ended and are remembered; 0 for none."] = 10_000
     stale_if_error: Annotated[
         float,
         kinds.seconds(zero=True),
-        "How long after they were last read public images, accounts and tokens may be used while PostgreSQL is away; 0"
-        " for not at all.",
+        "How long after they were last read public images, accounts and tokens may be used while PostgreSQL or the Meta"
+        " server is away; 0 for not at all.",
     ] = 300.0
 
 

@@ -211,3 +211,26 @@ history: Final = sa.Table(
     sa.Column("error", text()),
     sqlite_autoincrement=True,
 )
+
+#: What records are at a VISOR Meta server, and what it is still to be told (`meta.visor.links`).
+catalogue: Final = sa.Table(
+    "catalogue",
+    metadata,
+    sa.Column("image_id", text(36), primary_key=True),
+    sa.Column("remote_id", text(36), unique=True),
+    sa.Column("ours", sa.Boolean, nullable=False),
+    sa.Column("base", sa.LargeBinary),
+    sa.Column("changes", sa.BigInteger, nullable=False),
+    sa.Column("told", sa.BigInteger, nullable=False),
+    sa.Column("asked", sa.Boolean, nullable=False),
+    sa.Column("missing", sa.Boolean, nullable=False),
+    sa.Column("gone", sa.Boolean, nullable=False),
+)
+
+#: One row: as whom this database's gateway keeps others off a Meta server's catalogue.
+catalogue_marker: Final = sa.Table(
+    "catalogue_marker",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("instance_id", text(36), nullable=False),
+)

@@ -30,7 +30,11 @@ class Metadata:
         history: Transfers that ended (`contract.HistoryRepository`).
     """
 
+    images: SqlImageRepository
+
     def __init__(self, database: Database, master_key: MasterKey, *, stale_if_error: float = 0) -> None:
+        self.database = database
+        self.master_key = master_key
         self.images = SqlImageRepository(database, stale_if_error=stale_if_error)
         self.accounts = SqlAccountRepository(database, master_key, stale_if_error=stale_if_error)
         self.history = SqlHistoryRepository(database)
@@ -38,6 +42,10 @@ class Metadata:
     async def check(self) -> None:
         """Raises `MetadataUnavailable` when the database can't be used."""
         await self.images.check()
+
+    async def serve(self) -> None:
+        """What the metadata has to do for as long as the gateway runs, until cancelled."""
+        await trio.sleep_forever()
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ _RESTORE: Final = "stop the gateway and restore a backup (visor-admin restore)"
 def examine_records(directory: DataDirectory, settings: Settings) -> Iterator[Finding]:
     """The database, then the key of the secrets in it."""
     keys = settings.auth.master_key_file or directory.master_key
-    url = settings.metadata.url.reveal()
+    url = directory.database(settings.metadata.url.reveal())
     if not url.startswith("sqlite:"):
         yield from _on_server(url, keys)
         return
