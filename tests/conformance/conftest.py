@@ -20,8 +20,8 @@ from wire import Client, Stored, store_image
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Through a proxy, leave out what is said of connections to the gateway itself, and what has the transfer of a client
-    who reads nothing go on: what is between the two may hold all of `big`."""
+    """Through a proxy, leave out what is said of connections to the gateway itself, and pulls of `big` by clients who
+    read nothing: what is between the two may hold all of it, and so end the transfer."""
     if not config.getoption("--haproxy"):
         return
     left_out = [item for item in items if item.get_closest_marker("direct") or "big" in _fixtures(item)]
