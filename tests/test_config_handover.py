@@ -17,10 +17,13 @@ tls_certificate = "cert.pem"
 max_image_size = "10 GiB"
 trusted_proxies = ["10.0.0.0/8", "192.0.2.1"]
 origins = ["https://page.example.org"]
-roles = ["image", "meta"]
+roles = ["image", "meta", "auth"]
 [meta_server]
 shared_key = "a-key-that-must-come-along"
 allow = ["192.0.2.0/24"]
+[auth_server]
+tls_certificate = "auth.pem"
+client_ca = "ca.pem"
 [auth]
 anonymous_pull = true
 [locations]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,13 @@ def test_a_value_that_a_record_may_not_have_is_refused_and_named(
     assert answer.status == 400
     assert answer.message.startswith(message)
     assert role.peer.get(f"/images/{image_id}").image == before
+
+
+def test_a_location_may_name_the_object_of_another_gateway(role: Role) -> None:
+    """One that keeps its records here has ids of its own in its locations."""
+    location = f"s3://bucket/{uuid.uuid4()}/{uuid.uuid4()}"
+    answer = put(role, in_status(role, "uploading"), status="available", store="s3", location=location)
+    assert answer.image["location"] == location
 
 
 def test_a_user_name_in_a_location_is_no_credential(role: Role) -> None:

@@ -113,7 +113,7 @@ def role_option(command: CommandT) -> CommandT:
         "--role",
         metavar="NAME[,NAME]",
         callback=names,
-        help="What to serve: image, meta.  [default: server.roles, else image]",
+        help="What to serve: image, meta, auth.  [default: server.roles, else image]",
     )(command)
 
 

@@ -14,6 +14,7 @@ from .sample import sample
 from .settings import (
     STORE_TYPES,
     Auth,
+    AuthServer,
     Cache,
     CumulusStore,
     Digests,
@@ -40,6 +41,7 @@ __all__ = [
     "NEXT_START",
     "STORE_TYPES",
     "Auth",
+    "AuthServer",
     "Cache",
     "CumulusStore",
     "Digests",

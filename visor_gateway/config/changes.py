@@ -11,14 +11,14 @@ from .settings import SECTIONS, FileStore, Settings, Stores
 
 #: Settings that are built into the process: sockets, threads, the database, the directory of the cache.
 NEXT_START: Final = frozenset({
-    "server.bind", "server.roles", "meta_server.bind",
+    "server.bind", "server.roles", "meta_server.bind", "auth_server.bind",
     "server.workers", "server.backlog", "server.notsent_lowat", "server.notsent_lowat_fast",
     "server.pump_threads", "server.pump_nice", "server.pump_quantum", "server.stall_timeout",
     "auth.master_key_file", "metadata.url",
     "cache.directory", "cache.max_bytes", "cache.spool_max_bytes", "cache.min_free",
 })  # fmt: skip
 #: Sections that say whether listeners speak TLS at all; a certificate in place of another one is taken at once.
-_WITH_TLS: Final = ("server", "meta_server")
+_WITH_TLS: Final = ("server", "meta_server", "auth_server")
 
 
 def reconciled(old: Settings, new: Settings) -> tuple[Settings, list[str]]:

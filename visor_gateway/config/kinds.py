@@ -337,7 +337,7 @@ HDFS_USER: Final = Kind("a name of letters, digits, dots, - and _", _hdfs_user)
 ORIGIN: Final = Kind("a URL http(s)://HOST[:PORT] without a path", _origin)
 SECRET: Final = Kind("text", _secret, secret=True)
 SHARED_KEY: Final = Kind(f"{SHARED_KEY_LENGTH} or more ASCII characters without blanks", _shared_key, secret=True)
-ROLES: Final = several("image, meta", choice("image", "meta").parse, empty=False)
+ROLES: Final = several("image, meta, auth", choice("image", "meta", "auth").parse, empty=False)
 DATABASE: Final = Kind(
     "sqlite:///PATH, postgresql://USER:PASSWORD@HOST/NAME or visor+http://HOST:PORT", _database, secret=True
 )

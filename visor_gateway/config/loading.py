@@ -42,6 +42,8 @@ _FILE_CREDENTIALS: Final = {
     "server.tls_key": "server.tls_key",
     "meta_server.tls_certificate": "meta_server.tls_certificate",
     "meta_server.tls_key": "meta_server.tls_key",
+    "auth_server.tls_certificate": "auth_server.tls_certificate",
+    "auth_server.tls_key": "auth_server.tls_key",
 }
 _STORE_NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*\Z")
 
@@ -184,7 +186,7 @@ def _from_credentials(environ: Mapping[str, str]) -> Layer:
 
 def _is_secret(key: str) -> bool:
     section, _, rest = key.partition(".")
-    depth = {"metadata": 0, "meta_server": 0, "stores": 1}.get(section)
+    depth = {"metadata": 0, "meta_server": 0, "auth_server": 0, "stores": 1}.get(section)
     return depth is not None and rest.count(".") == depth and rest.rpartition(".")[2] in SECRET_KEYS
 
 
@@ -329,7 +331,7 @@ def _refuse_shared_directories(named: Mapping[str, StoreSettings], source: str) 
 def _check_together(settings: Settings, given: Layer, source: str) -> None:
     if settings.server.tls_key is not None and settings.server.tls_certificate is None:
         raise ConfigError(f"{given['server.tls_key'].where}: expected server.tls_certificate beside it")
-    for section in ("meta_server",):
+    for section in ("meta_server", "auth_server"):
         _check_peer_server(section, getattr(settings, section), given)
     for role, peers in settings.peer_servers().items():
         if peers.shared_key is None and peers.client_ca is None and not peers.allow:

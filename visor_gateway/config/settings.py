@@ -62,7 +62,9 @@ class Server(Section, frozen=True, kw_only=True):
         "127.0.0.1:4568",
     )
     roles: Annotated[
-        tuple[str, ...], kinds.ROLES, "What it serves: images to clients, records (VISOR's Meta API) to other servers."
+        tuple[str, ...],
+        kinds.ROLES,
+        "What it serves: images to clients, records (VISOR's Meta API) and users (Auth API) to other servers.",
     ] = ("image",)
     workers: Annotated[
         int, kinds.whole(1), "Processes that serve clients, for more than one core; 1 for this process alone."
@@ -136,6 +138,14 @@ class MetaServer(PeerServer, frozen=True, kw_only=True):
 
     bind: Annotated[tuple[str, ...], kinds.ADDRESSES, "Addresses to listen on; port 0 takes a free one."] = (
         "127.0.0.1:4567",
+    )
+
+
+class AuthServer(PeerServer, frozen=True, kw_only=True):
+    """The role `auth`: users and their secrets for other gateways and for VISOR's image servers."""
+
+    bind: Annotated[tuple[str, ...], kinds.ADDRESSES, "Addresses to listen on; port 0 takes a free one."] = (
+        "127.0.0.1:4566",
     )
 
 
@@ -355,6 +365,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     server: Server
     meta_server: MetaServer
+    auth_server: AuthServer
     auth: Auth
     metadata: Metadata
     digests: Digests
@@ -371,7 +382,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def peer_servers(self) -> dict[str, PeerServer]:
         """The roles for other servers that are served, by name."""
-        known: dict[str, PeerServer] = {"meta": self.meta_server}
+        known: dict[str, PeerServer] = {"meta": self.meta_server, "auth": self.auth_server}
         return {name: known[name] for name in self.server.roles if name in known}
 
 

@@ -32,8 +32,8 @@ from . import images, role_request
 from .access import existing
 from .pushes import check_companions
 from .request import Answer, Caller
-from .role_request import RoleRequest
-from .table import Kind, Policy, Route
+from .role_request import RoleRequest, route
+from .table import Policy
 
 PAGE: Final = 10_000  # images of one answer; VISOR knows no pages, and 10,000 detailed images are some 6 MB
 SCHEMES: Final = frozenset({"http", "https", "file", "s3", "cumulus", "walrus", "lunacloud", "lcs", "hdfs", "webhdfs"})
@@ -144,7 +144,7 @@ async def register(request: RoleRequest) -> Answer:
     await check_companions(request.services, Caller(access_key=owner), fields)
     record = create(fields, owner=owner, now=datetime.now(UTC))
     record = msgspec.structs.replace(record, **rest)
-    _check_place(record)
+    await _check_place(request, record)
     await request.services.images.insert(record)
     return Answer({"image": _shown(request, record)})
 
@@ -158,6 +158,8 @@ async def update(request: RoleRequest) -> Answer:
     fields, rest = _told_apart(asked)
     await check_companions(request.services, Caller(access_key=image.owner), fields)
     changed = msgspec.structs.replace(change(image, fields, now=datetime.now(UTC)), **rest)
+    if _touched(image, changed):
+        await _check_place(request, changed)
     changed = _settled(image, changed)
     stored = await request.services.images.replace(changed, expected=image)
     return Answer({"image": _shown(request, stored)})
@@ -188,17 +190,15 @@ def _settled(image: Image, changed: Image) -> Image:
 
     Raises:
         Conflict: It may not, as it stands.
-        InvalidField: A location or store that it may not have.
+        InvalidField: It would be available and nowhere.
     """
-    touched = [name for name in OF_THE_BYTES if getattr(image, name) != getattr(changed, name)]
+    touched = _touched(image, changed)
     if touched and image.attempt_id is not None:
         raise Conflict(f"Can't change {', '.join(touched)}: the bytes of image '{image.id}' are this gateway's")
     if changed.status not in FOLLOWING[image.status]:
         raise Conflict(f"Can't change status from '{image.status}' to '{changed.status}'")
     if touched and image.status == "available":
         raise Conflict(f"Can only change {', '.join(touched)} of a locked or error image")
-    if touched:
-        _check_place(changed)
     if changed.status == "available" and (changed.store is None or changed.location is None):
         raise InvalidField("An available image has a store and a location")
     if changed.status == "error":
@@ -206,7 +206,11 @@ def _settled(image: Image, changed: Image) -> Image:
     return changed
 
 
-def _check_place(image: Image) -> None:
+def _touched(image: Image, changed: Image) -> list[str]:
+    return [name for name in OF_THE_BYTES if getattr(image, name) != getattr(changed, name)]
+
+
+async def _check_place(request: RoleRequest, image: Image) -> None:
     """Raises `InvalidField` where a record may not have its store or location."""
     if image.store is not None and not _STORE.match(image.store):
         raise InvalidField("Invalid store: it must have lower-case letters, digits and _, at most 64")
@@ -225,32 +229,23 @@ def _check_place(image: Image) -> None:
     if redact(bare) != bare:
         raise InvalidField("Invalid location: it may not carry credentials")
     found = _OBJECT.match(image.location)
-    if found is not None and found[1].lower() != image.id:
+    # The objects of another gateway are named for ids of its own. Those of this gateway belong to its records.
+    if found is None or (image_id := found[1].lower()) == image.id:
+        return
+    if await request.services.images.get(image_id) is not None:
         raise InvalidField("Invalid location: it is that of another image")
 
 
 # --- the table -----------------------------------------------------------------------------------
 
 
-def _route(method: str, path: str, policy: Policy, handler: Any, summary: str, *statuses: int) -> Route:
-    return Route(
-        method=method,
-        path=path,
-        policy=policy,
-        handler=handler,
-        summary=summary,
-        kind=Kind.HOT,
-        statuses=statuses or (200,),
-    )
-
-
 ROUTES: Final = (
-    _route("GET", "/status", Policy.OPEN, role_request.status, "Whether it is there"),
-    _route("GET", "/ready", Policy.OPEN, role_request.ready, "Whether the gateway takes work", 200, 503),
-    _route("GET", "/images", Policy.PEER, brief, "Public images, or those of an owner, briefly", 200, 400, 403, 404),
-    _route("GET", "/images/detail", Policy.PEER, detail, "The same with all fields", 200, 400, 403, 404),
-    _route("POST", "/images", Policy.PEER, register, "Register an image", 200, 400, 403),
-    _route("GET", "/images/{id}", Policy.PEER, get, "One image", 200, 403, 404),
-    _route("PUT", "/images/{id}", Policy.PEER, update, "Change an image", 200, 400, 403, 404, 409),
-    _route("DELETE", "/images/{id}", Policy.PEER, delete, "Remove an image", 200, 403, 404),
+    route("GET", "/status", Policy.OPEN, role_request.status, "Whether it is there"),
+    route("GET", "/ready", Policy.OPEN, role_request.ready, "Whether the gateway takes work", 200, 503),
+    route("GET", "/images", Policy.PEER, brief, "Public images, or those of an owner, briefly", 200, 400, 403, 404),
+    route("GET", "/images/detail", Policy.PEER, detail, "The same with all fields", 200, 400, 403, 404),
+    route("POST", "/images", Policy.PEER, register, "Register an image", 200, 400, 403),
+    route("GET", "/images/{id}", Policy.PEER, get, "One image", 200, 403, 404),
+    route("PUT", "/images/{id}", Policy.PEER, update, "Change an image", 200, 400, 403, 404, 409),
+    route("DELETE", "/images/{id}", Policy.PEER, delete, "Remove an image", 200, 403, 404),
 )

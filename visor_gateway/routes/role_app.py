@@ -1,4 +1,4 @@
-"""The ASGI entry of a role for other servers: VISOR's Meta API on listeners of its own.
+"""The ASGI entry of a role for other servers: VISOR's Meta or Auth API on listeners of its own.
 
 Built as the application of images is: one table of routes, each with its access policy, one gate. It speaks as the
 servers of 2012 do: JSON whatever `Accept` says, 404 for a known path with another method, GET's answer to HEAD.
@@ -14,7 +14,7 @@ import structlog
 
 from ..errors import BodyIncomplete, GatewayError, InvalidRequest, MethodNotAllowed, NotFound, TooLarge
 from ..visor_documents import NO_ROUTE
-from . import control_body, meta_role
+from . import auth_role, control_body, meta_role
 from .app import HOST, Failure, Outgoing, Receive, Scope, Send
 from .control_body import JSON_LIMIT
 from .negotiate import COMMON_HEADERS, Head
@@ -24,7 +24,7 @@ from .role_request import RoleRequest
 from .table import Route, RouteTable
 
 #: The routes of each role.
-ROLE_ROUTES: Final[Mapping[str, tuple[Route, ...]]] = {"meta": meta_role.ROUTES}
+ROLE_ROUTES: Final[Mapping[str, tuple[Route, ...]]] = {"meta": meta_role.ROUTES, "auth": auth_role.ROUTES}
 
 _log: Final = structlog.get_logger("visor_gateway.roles")
 

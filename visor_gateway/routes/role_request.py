@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -11,6 +12,7 @@ from .entity import Headers
 from .peers import Peer
 from .request import Answer, Services, Text
 from .status import readiness
+from .table import Kind, Policy, Route
 
 
 class RoleRequest(msgspec.Struct, kw_only=True):
@@ -48,6 +50,26 @@ class RoleRequest(msgspec.Struct, kw_only=True):
     def image_uri(self, image_id: str) -> str:
         """The absolute URL of an image."""
         return f"{self.base_url}/images/{image_id}"
+
+
+def route(
+    method: str,
+    path: str,
+    policy: Policy,
+    handler: Callable[[RoleRequest], Awaitable[Answer | Text]],
+    summary: str,
+    *statuses: int,
+) -> Route:
+    """One line of a role's table."""
+    return Route(
+        method=method,
+        path=path,
+        policy=policy,
+        handler=handler,
+        summary=summary,
+        kind=Kind.HOT,
+        statuses=statuses or (200,),
+    )
 
 
 async def status(request: RoleRequest) -> Text:

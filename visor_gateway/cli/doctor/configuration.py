@@ -23,7 +23,7 @@ RENEW_BEFORE: Final = timedelta(days=14)
 def secrets_of(settings: Settings) -> list[str]:
     """The text of every secret in the settings, and the password in a URL."""
     texts = []
-    for section in (settings.metadata, settings.meta_server, *settings.stores.named.values()):
+    for section in (settings.metadata, settings.meta_server, settings.auth_server, *settings.stores.named.values()):
         for name in section.__struct_fields__:
             value = getattr(section, name)
             if isinstance(value, Secret):
@@ -60,7 +60,7 @@ def _document(file: Path) -> Mapping[str, Any]:
 
 def _secret_keys(document: Mapping[str, Any], suffix: str) -> Iterator[tuple[str, str]]:
     """Keys of secrets with this ending, and their values."""
-    tables = {name: document.get(name) for name in ("metadata", "meta_server")}
+    tables = {name: document.get(name) for name in ("metadata", "meta_server", "auth_server")}
     stores = document.get("stores")
     if isinstance(stores, Mapping):
         tables |= {f"stores.{name}": table for name, table in stores.items()}
