@@ -40,7 +40,7 @@ def extras() -> set[str]:
 def asked_for() -> Iterator[Requirement]:
     project = DOCUMENT["project"]
     yield from map(Requirement, project["dependencies"])
-    for extra in extras():
+    for extra in sorted(extras()):
         yield from map(Requirement, project["optional-dependencies"][extra])
 
 
