@@ -30,7 +30,7 @@ from .metrics import Metrics
 from .outbound import CONFIGURED, LocationPolicy, Outbound
 from .revision import Reviser, Revision
 from .routes.app import Application
-from .routes.request import Services
+from .routes.request import Peering, Services
 from .routes.role_app import RoleApplication
 from .server import systemd
 from .server.listen import Server
@@ -145,7 +145,7 @@ class Daemon:
         self._stop = trio.Event()  # drain, and end
         self._cut = trio.Event()  # end now
         self._metrics = Metrics()
-        self._hub = Hub()
+        self._hub = Hub(wiring.gateway_name(settings))
         self._rates = Rates(settings.limits.bytes_per_s, settings.limits.bytes_per_s_per_transfer)
         self._admission = Admission(wiring.slots(settings))
         self._endpoints: tuple[Endpoint, ...] = ()
@@ -153,6 +153,7 @@ class Daemon:
         self._announcer = Announcer(self._describe, silent=self._succeeds)
         self._complaint = ""  # what was wrong with the configuration that was read last
         self._prepared: Revision | None = None
+        self._metadata: Metadata | None = None
         self._server: Server | None = None
         self._board: Board = self._hub
         self._engine = Engine(self._hub, self._metrics, admission=self._admission, rates=self._rates)
@@ -282,8 +283,28 @@ class Daemon:
         """Do what the youngest generation alone does, until there is a younger one."""
         with self._process.duties:
             async with trio.open_nursery() as nursery:
-                for service in (services.sweep.serve, services.scrub.serve):
+                for service in (services.sweep.serve, services.scrub.serve, self._share_view):
                     nursery.start_soon(service)
+
+    async def _share_view(self) -> None:
+        """Show what other gateways move, and have them show what this one does."""
+        name, url = self._hub.gateway, self._settings.peers.url
+        if name is None or url is None or self._metadata is None:
+            return
+        # Imported here: a gateway that is alone loads nothing of it.
+        from .meta.gateways import Member
+        from .peers import Peers
+
+        async with self._way_out(CONFIGURED) as servers:
+            peers = Peers(
+                self._hub,
+                self._metadata.gateways,
+                self._metadata.peer_keys,
+                servers,
+                Member(name, self._instance_id, url),
+                is_succeeded=lambda: self._process.retired,
+            )
+            await peers.serve()
 
     async def _take_over(self, nursery: trio.Nursery) -> None:
         """Be the gateway, once the predecessor gives the word."""
@@ -362,6 +383,7 @@ class Daemon:
     def _services(
         self, metadata: Metadata, outbound: Outbound, servers: Outbound, zerocopy: ZeroCopy, splicer: Splicer
     ) -> Services:
+        self._metadata = metadata
         references = HttpStore(outbound)
         stores = self._stores = StoreTable(self._settings, references, servers)
         ingest = Ingest(
@@ -400,6 +422,7 @@ class Daemon:
             setbacks=Setbacks(),
             copying=Copying(metadata.images, ingest, instance_id=self._instance_id),
             readiness=self._readiness,
+            peering=None if self._hub.gateway is None else Peering(self._hub.gateway, metadata.peer_keys),
         )
 
     def _history(self, metadata: Metadata) -> History:
@@ -544,7 +567,7 @@ class Daemon:
         timeout = self._settings.server.drain_timeout
         self._readiness.draining = True
         self._announcer.stopping()
-        self._hub.close("drain")
+        self._hub.close("drain", outlast=True)
         predecessors = self._process.predecessors
         if predecessors is not None:
             predecessors.finish(timeout)

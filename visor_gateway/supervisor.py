@@ -368,7 +368,7 @@ class Supervisor(Daemon):
         timeout = self._settings.server.drain_timeout
         self._tell(Condition(draining=True))
         self._announcer.stopping()
-        self._hub.close("drain")
+        self._hub.close("drain", outlast=True)
         self._predecessors.finish(timeout)
         self._end_after(timeout)
 

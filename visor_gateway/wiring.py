@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
@@ -59,6 +60,13 @@ def server_settings(settings: config.Settings) -> ServerSettings:
         notsent_lowat=server.notsent_lowat,
         stall_timeout=server.stall_timeout,
     )
+
+
+def gateway_name(settings: config.Settings) -> str | None:
+    """This gateway's name among others that it shares a view with; None where it does with nobody."""
+    if settings.peers.url is None:
+        return None
+    return settings.peers.name or os.uname().nodename[:64]
 
 
 def slots(settings: config.Settings) -> Slots:

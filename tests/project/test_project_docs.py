@@ -89,6 +89,7 @@ WHO = {
     Policy.READ: "read",
     Policy.USER: "user",
     Policy.ADMIN: "admin",
+    Policy.GATEWAY: "gateway",
     Policy.PEER: "peer",
     Policy.KNOWN_PEER: "known peer",
 }

@@ -27,6 +27,7 @@ from visor_gateway.transfer.view import View, filters_of, totals
 class Viewer(NamedTuple):
     access_key: str | None
     is_admin: bool = False
+    own_only: bool = False
 
 
 ADMIN = Viewer("root", is_admin=True)

@@ -61,7 +61,7 @@ def check_subprotocol(chosen: str | None) -> None:
         raise ProtocolViolation(f"The gateway does not speak {SUBPROTOCOL}")
 
 
-def upgrade_headers(session: Session) -> list[Header]:
+def upgrade_headers(session: Session, path: str = PATH) -> list[Header]:
     """The headers of the upgrade, signed, but for Host: the libraries write that themselves."""
-    headers = session.headers("GET", session.target(PATH), [])
+    headers = session.headers("GET", session.target(path), [])
     return [(name, value) for name, value in headers if name != b"host"]

@@ -50,6 +50,13 @@ class TrioSocket:
         except (trio_websocket.ConnectionClosed, ProtocolError) as exc:
             raise self._line.end or ConnectionBroken("The gateway closed the live channel") from exc
 
+    async def ping(self) -> None:
+        """Ask for a sign of life, and wait for it. Raises `ConnectionBroken`."""
+        try:
+            await self._connection.ping()
+        except (trio_websocket.ConnectionClosed, ProtocolError) as exc:
+            raise self._line.end or ConnectionBroken("The gateway closed the live channel") from exc
+
     async def receive(self) -> str | None:
         try:
             message = await self._connection.get_message()
@@ -68,8 +75,14 @@ class TrioSocket:
 
 
 @asynccontextmanager
-async def connected(session: Session) -> AsyncGenerator[TrioSocket]:
+async def connected(
+    session: Session, *, path: str = PATH, message_limit: int = MESSAGE_LIMIT
+) -> AsyncGenerator[TrioSocket]:
     """Open the WebSocket of the live channel. Leaving closes it.
+
+    Args:
+        path: Where it is.
+        message_limit: Bytes of the longest message that is taken.
 
     Raises:
         VisorError: As its classes say; a refusal before the upgrade as what it is.
@@ -80,7 +93,7 @@ async def connected(session: Session) -> AsyncGenerator[TrioSocket]:
     try:
         async with trio.open_nursery() as readers:
             try:
-                connection = await _upgraded(session, line, readers)
+                connection = await _upgraded(session, line, readers, path, message_limit)
                 async with aclosing(TrioSocket(connection, line)) as socket:
                     yield socket
             except BaseException as exc:
@@ -97,7 +110,9 @@ async def connected(session: Session) -> AsyncGenerator[TrioSocket]:
         raise told
 
 
-async def _upgraded(session: Session, line: _Line, readers: trio.Nursery) -> trio_websocket.WebSocketConnection:
+async def _upgraded(
+    session: Session, line: _Line, readers: trio.Nursery, path: str, message_limit: int
+) -> trio_websocket.WebSocketConnection:
     connection = None
     with trio.move_on_after(session.timing.answer), line.handshake:
         # Not `connect_websocket`: it writes an IPv6 host without brackets, and waits for ever where TLS fails.
@@ -105,10 +120,10 @@ async def _upgraded(session: Session, line: _Line, readers: trio.Nursery) -> tri
             readers,
             line,  # type: ignore[arg-type]  # any stream will do
             session.origin.netloc,
-            session.target(PATH).decode("ascii"),
+            session.target(path).decode("ascii"),
             subprotocols=[SUBPROTOCOL],
-            extra_headers=upgrade_headers(session),
-            max_message_size=MESSAGE_LIMIT,
+            extra_headers=upgrade_headers(session, path),
+            max_message_size=message_limit,
             receive_buffer_size=READ_BYTES,
         )
     if connection is None:

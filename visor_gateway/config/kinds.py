@@ -30,6 +30,7 @@ _HOST_NAME: Final = re.compile(
 _HDFS_USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9._-]*\$?\Z")  # what WebHDFS takes by default
 #: Of a key that is not made by the gateway: fewer characters could be guessed.
 SHARED_KEY_LENGTH: Final = 24
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _DEFAULT_PORTS: Final[Mapping[str, int]] = {"http": 80, "https": 443}
 _FLAGS: Final[Mapping[str, bool]] = {
     "true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False,
@@ -205,6 +206,12 @@ def _hdfs_user(value: object) -> str:
     return name
 
 
+def _name(value: object) -> str:
+    if not _NAME.match(name := _text(value)):
+        raise ValueError
+    return name
+
+
 def _origin(value: object) -> str:
     """Scheme, host and port as a browser writes an origin: lower case, without a default port (RFC 6454, 6.2)."""
     parts = _web_url(value)
@@ -334,6 +341,7 @@ ENDPOINTS: Final = Kind(
 )
 HDFS_DIRECTORY: Final = Kind("an absolute path below /, without . and ..", _hdfs_directory)
 HDFS_USER: Final = Kind("a name of letters, digits, dots, - and _", _hdfs_user)
+NAME: Final = Kind("a name of up to 64 letters, digits, dots, - and _", _name)
 ORIGIN: Final = Kind("a URL http(s)://HOST[:PORT] without a path", _origin)
 SECRET: Final = Kind("text", _secret, secret=True)
 SHARED_KEY: Final = Kind(f"{SHARED_KEY_LENGTH} or more ASCII characters without blanks", _shared_key, secret=True)

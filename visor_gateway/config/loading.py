@@ -341,6 +341,8 @@ def _check_together(settings: Settings, given: Layer, source: str) -> None:
             )
     if settings.metadata.url.reveal().startswith("visor+") and settings.server.workers != 1:
         raise ConfigError(f"{given['server.workers'].where}: expected 1 with a VISOR Meta server as metadata.url")
+    if settings.peers.url is not None and not settings.metadata.url.reveal().startswith("postgresql"):
+        raise ConfigError(f"{given['peers.url'].where}: expected a PostgreSQL as metadata.url beside it")
     files = [store.directory for store in settings.stores.named.values() if isinstance(store, FileStore)]
     if settings.cache.directory in files:
         where = given["cache.directory"].where

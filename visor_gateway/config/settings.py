@@ -176,6 +176,17 @@ class Metadata(Section, frozen=True, kw_only=True):
     ] = 300.0
 
 
+class Peers(Section, frozen=True, kw_only=True):
+    """Gateways on one PostgreSQL that show and steer each other's transfers."""
+
+    url: Annotated[
+        str | None, kinds.ORIGIN, "The URL that other gateways reach this one at; unset: it shows its own transfers."
+    ] = None
+    name: Annotated[
+        str | None, kinds.NAME, "This gateway's name, another one for each gateway; unset: the host's name."
+    ] = None
+
+
 class Digests(Section, frozen=True, kw_only=True):
     """Digests beside SHA-256."""
 
@@ -368,6 +379,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     auth_server: AuthServer
     auth: Auth
     metadata: Metadata
+    peers: Peers
     digests: Digests
     cache: Cache
     locations: Locations

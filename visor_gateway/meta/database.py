@@ -3,8 +3,8 @@ key can be had at once, in the event loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, Protocol, TypeVar
 
 import sqlalchemy as sa
@@ -39,8 +39,39 @@ class Engine(Protocol):
     def wipe_log(self) -> None:
         """Remove overwritten rows from where the database keeps them."""
 
+    def listen(self, channel: str) -> Notices:
+        """What others notify of on a channel, by a connection of its own. Raises SQLAlchemy's errors."""
+
     def close(self) -> None:
         """Close every connection. Call it when no call is under way."""
+
+
+class Notices(Protocol):
+    """A connection that listens. Not for several threads at a time; whoever opens it closes it."""
+
+    def fileno(self) -> int:
+        """Its socket, readable when there may be something to take."""
+
+    def take(self) -> int:
+        """How many notices came since the last call. Does not wait. Raises SQLAlchemy's errors."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class News:
+    """Waits for notices of the database."""
+
+    def __init__(self, notices: Notices) -> None:
+        self._notices = notices
+
+    async def wait(self) -> None:
+        """Wait for the next notice. Raises `MetadataUnavailable` when the connection is lost."""
+        while True:
+            await trio.lowlevel.wait_readable(self._notices.fileno())
+            with _translated():
+                if self._notices.take():
+                    return
 
 
 class Database:
@@ -96,6 +127,19 @@ class Database:
     async def wipe_log(self) -> None:
         """Leave no overwritten row in the write-ahead log."""
         await trio.to_thread.run_sync(self._wipe_log, limiter=self._writer)
+
+    @asynccontextmanager
+    async def listening(self, channel: str) -> AsyncGenerator[News, None]:
+        """Hear what others notify of on a channel, within the block. Raises `MetadataUnavailable`."""
+        notices = await trio.to_thread.run_sync(self._listen, channel)
+        try:
+            yield News(notices)
+        finally:
+            notices.close()
+
+    def _listen(self, channel: str) -> Notices:
+        with _translated():
+            return self._engine.listen(channel)
 
     @staticmethod
     def _run(way: Callable[[Callable[[sa.Connection], T]], T], work: Callable[[sa.Connection], T]) -> T:

@@ -19,6 +19,7 @@ import base64
 import binascii
 import contextlib
 import hashlib
+import hmac
 import os
 import secrets
 import stat
@@ -37,6 +38,7 @@ KEY_BYTES: Final = 32  # AES-256
 NONCE_BYTES: Final = 12  # NIST SP 800-38D, 8.2.2: random, so far fewer than 2^32 secrets under one key
 FILE_LIMIT: Final = 64 * 1024  # bytes
 _ID_DOMAIN: Final = b"visor-gateway master key id\0"
+_PEERS_DOMAIN: Final = b"visor-gateway peers\0"
 _HEADER: Final = "# Master key of visor-gateway: whoever has it and the database can sign as every user. Keep a copy.\n"
 
 
@@ -60,6 +62,7 @@ class _Key:
         self.id = hashlib.sha256(_ID_DOMAIN + key).hexdigest()[:16]
         self.line = base64.b64encode(key).decode("ascii")
         self.cipher = AESGCM(key)
+        self.for_peers = hmac.new(key, _PEERS_DOMAIN, hashlib.sha256).hexdigest()
 
 
 class MasterKey:
@@ -93,6 +96,10 @@ class MasterKey:
             finally:
                 os.unlink(temporary)
             _sync_directory(self.path.parent)
+
+    def peer_secret(self, key_id: str) -> str | None:
+        """What gateways that share a key sign with when they ask each other; None where the file held no such key."""
+        return next((key.for_peers for key in self._keys if key.id == key_id), None)
 
     def seal(self, secret: str, account_id: str) -> Sealed:
         """Encrypt a secret under the current key, bound to that key's id and the account's `_id`."""

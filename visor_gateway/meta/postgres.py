@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NoReturn, TypeVar
 
 import sqlalchemy as sa
@@ -164,9 +164,46 @@ class Postgres:
         with self._writing.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").execute(sa.text("VACUUM accounts"))
 
+    def listen(self, channel: str) -> _Listening:
+        """As `database.Engine`. Its connection is not one of the pool's."""
+        self._pauses.check()
+        engine = sa.create_engine(self._engine.url, connect_args=_CONNECT, poolclass=sa.NullPool, hide_parameters=True)
+        return _Listening(engine.execution_options(isolation_level="AUTOCOMMIT").connect(), channel)
+
     def close(self) -> None:
         """Close every connection. No call is under way."""
         self._engine.dispose()
+
+
+class _Listening:
+    """A connection that listens (`database.Notices`)."""
+
+    def __init__(self, connection: sa.Connection, channel: str) -> None:
+        self._connection = connection
+        try:
+            connection.execute(sa.text(f"LISTEN {channel}"))
+            self._line: Any = connection.connection.driver_connection
+            self._errors = connection.dialect.loaded_dbapi.Error
+        except BaseException:
+            connection.close()
+            raise
+
+    def fileno(self) -> int:
+        return int(self._line.fileno())
+
+    def take(self) -> int:
+        try:
+            self._line.pgconn.consume_input()
+            count = 0
+            while self._line.pgconn.notifies() is not None:
+                count += 1
+        except self._errors as exc:
+            raise sa.exc.OperationalError("LISTEN", None, exc, connection_invalidated=True) from exc
+        return count
+
+    def close(self) -> None:
+        with suppress(sa.exc.DBAPIError):
+            self._connection.close()
 
 
 class _Pauses:

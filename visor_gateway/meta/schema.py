@@ -184,6 +184,16 @@ used: Final = sa.Table(
     sa.Column("expires_at", Timestamp, nullable=False, index=True),
 )
 
+#: Gateways that show each other's transfers, for as long as they renew their leases.
+gateways: Final = sa.Table(
+    "gateways",
+    metadata,
+    sa.Column("name", text(64), primary_key=True),
+    sa.Column("instance_id", text(36), nullable=False),
+    sa.Column("peer_url", text(), nullable=False),
+    sa.Column("expires_at", Timestamp, nullable=False),
+)
+
 #: Transfers that ended, the newest with the highest number; `meta.history` keeps them few.
 history: Final = sa.Table(
     "history",

@@ -14,6 +14,7 @@ import trio
 from ..errors import ConfigError
 from .accounts import SqlAccountRepository, key_ids
 from .database import Database
+from .gateways import PeerKeys, SqlGatewayRepository
 from .history import SqlHistoryRepository
 from .images import SqlImageRepository
 from .master_key import MasterKey
@@ -28,6 +29,8 @@ class Metadata:
         images: Records of images (`contract.ImageRepository`).
         accounts: Accounts (`contract.AccountRepository`).
         history: Transfers that ended (`contract.HistoryRepository`).
+        gateways: Gateways that share a PostgreSQL.
+        peer_keys: What these prove to each other that they share the master key by.
     """
 
     images: SqlImageRepository
@@ -38,6 +41,8 @@ class Metadata:
         self.images = SqlImageRepository(database, stale_if_error=stale_if_error)
         self.accounts = SqlAccountRepository(database, master_key, stale_if_error=stale_if_error)
         self.history = SqlHistoryRepository(database)
+        self.gateways = SqlGatewayRepository(database)
+        self.peer_keys = PeerKeys(master_key)
 
     async def check(self) -> None:
         """Raises `MetadataUnavailable` when the database can't be used."""

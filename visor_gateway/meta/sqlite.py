@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
@@ -95,6 +95,10 @@ class Sqlite:
         keep it from happening; then the next checkpoint does it."""
         with self._engine.connect() as connection:
             connection.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def listen(self, channel: str) -> NoReturn:
+        """As `database.Engine`: there is nobody who would notify."""
+        raise NotImplementedError("SQLite has no notices")
 
     def close(self) -> None:
         """Close every connection. No call is under way."""

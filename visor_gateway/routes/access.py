@@ -16,7 +16,7 @@ from ..config import Settings
 from ..errors import CredentialsRefused, Forbidden, NotFound
 from ..image import Image
 from ..meta.contract import AccountRepository, User
-from .request import ANONYMOUS, Caller
+from .request import ANONYMOUS, Caller, Peering
 from .table import Kind, Policy, Route
 
 #: Methods that change nothing.
@@ -30,8 +30,10 @@ Headers = Sequence[tuple[bytes, bytes]]
 class Gatekeeper:
     """Turns the credentials of a request into a `Caller`, or refuses."""
 
-    def __init__(self, accounts: AccountRepository, settings: Settings) -> None:
+    def __init__(self, accounts: AccountRepository, settings: Settings, peering: Peering | None = None) -> None:
+        """Without `peering` no other gateway is let in."""
         self._accounts = accounts
+        self._peering = peering
         self._auth = settings.auth
         self._origins = _origins(settings)
         self._metrics_networks = settings.metrics.allow
@@ -110,6 +112,8 @@ class Gatekeeper:
         found: Mapping[bytes, bytes],
     ) -> Caller | None:
         authorization = found.get(b"authorization")
+        if route.policy is Policy.GATEWAY:
+            return await self._by_peer((authorization or b"").decode("latin-1"), params["name"], method, scope, found)
         if authorization is not None:
             return await self._by_header(authorization.decode("latin-1"), method, scope, found)
         if not scope["query_string"]:
@@ -144,24 +148,55 @@ class Gatekeeper:
     async def _by_signature(
         self, credentials: signature.Credentials, method: str, scope: Mapping[str, Any], found: Mapping[bytes, bytes]
     ) -> Caller:
-        path, query = scope["raw_path"], scope["query_string"]
+        self._check_form(credentials, method, scope, found)
+        user = await self._accounts.get(credentials.access_key)
+        await self._verify(credentials, method, scope, found, user.secret_key if user is not None else None)
+        return _caller(user)
+
+    async def _by_peer(
+        self, authorization: str, name: str, method: str, scope: Mapping[str, Any], found: Mapping[bytes, bytes]
+    ) -> Caller:
+        """Another gateway, which signs under a key that is derived from the common master key. The path that it signs
+        names the gateway that is asked, so that what one was sent is of no use at another."""
+        credentials = signature.parse(authorization)
+        if self._peering is None or name != self._peering.name or credentials is None:
+            raise CredentialsRefused
+        if credentials.scheme != signature.SHA256:
+            raise CredentialsRefused
+        self._check_form(credentials, method, scope, found)
+        secret = await self._peering.keys.secret(credentials.access_key)
+        await self._verify(credentials, method, scope, found, secret)
+        return Caller(is_admin=True, own_only=True)
+
+    def _check_form(
+        self, credentials: signature.Credentials, method: str, scope: Mapping[str, Any], found: Mapping[bytes, bytes]
+    ) -> None:
         changing = method not in SAFE
         if credentials.scheme == signature.SHA1:
-            self._check_sha1(method, path, query, changing)
+            self._check_sha1(method, scope["raw_path"], scope["query_string"], changing)
         elif changing and len(found.get(b"x-visor-nonce", b"")) not in signature.NONCE_LENGTH:
             raise CredentialsRefused
         date = signature.date_seconds(signature.date_line(credentials.scheme, found))
         if date is None or abs(time.time() - date) > self._auth.clock_skew:
             raise CredentialsRefused
-        user = await self._accounts.get(credentials.access_key)
+
+    async def _verify(
+        self,
+        credentials: signature.Credentials,
+        method: str,
+        scope: Mapping[str, Any],
+        found: Mapping[bytes, bytes],
+        secret: str | None,
+    ) -> None:
+        """Look at the signature; without a secret there is nobody who could have made it."""
+        path, query = scope["raw_path"], scope["query_string"]
         target = path + (b"?" + query if query else b"")
         # An unknown key takes as long as a wrong signature.
-        secret = user.secret_key if user is not None else "unknown"
-        if not signature.verify(credentials, method, target, found.items(), secret) or user is None:
+        if not signature.verify(credentials, method, target, found.items(), secret or "unknown") or secret is None:
             raise CredentialsRefused
-        if changing:
+        date = signature.date_seconds(signature.date_line(credentials.scheme, found))
+        if method not in SAFE and date is not None:
             await self._use_once(credentials, date)
-        return _caller(user)
 
     def _check_sha1(self, method: str, path: bytes, query: bytes, changing: bool) -> None:
         """The old scheme signs neither query nor body: it opens no more than VISOR 2012's own routes."""

@@ -45,14 +45,14 @@ class Application:
 
     def __init__(self, services: Services, routes: tuple[Route, ...] = ROUTES) -> None:
         self._services = services
-        self._gate = Gatekeeper(services.accounts, services.settings)
+        self._gate = Gatekeeper(services.accounts, services.settings, services.peering)
         self._table = RouteTable(routes)
         self._quart = self._control_routes()
 
     def revise(self, services: Services) -> None:
         """Serve later requests with these; those under way keep what they began with."""
         self._services = services
-        self._gate = Gatekeeper(services.accounts, services.settings)
+        self._gate = Gatekeeper(services.accounts, services.settings, services.peering)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Errors become answers; one that comes after the answer began resets the connection."""

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from ..errors import InvalidRequest
 from ..image import timestamp
 from ..meta.contract import EndedTransfer, HistoryQuery
-from ..transfer.view import filters_of
+from ..transfer.view import ENDED_FILTERS, filters_of
 from .request import Answer, Request
 
 PAGE: Final = 100
@@ -22,7 +22,7 @@ async def find(request: Request) -> Answer:
     caller = request.caller
     query = HistoryQuery(
         user=None if caller.is_admin else caller.access_key,
-        filters=filters_of(filters),
+        filters=filters_of(filters, ENDED_FILTERS),
         before=_number("before", controls["before"]) if "before" in controls else None,
         limit=limit + 1,  # one more tells whether there is a next page
     )

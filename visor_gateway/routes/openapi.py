@@ -48,6 +48,8 @@ def _operation(route: Route) -> dict[str, Any]:
     }
     if route.policy is Policy.OPEN:
         operation["security"] = []
+    elif route.policy is Policy.GATEWAY:
+        operation["security"] = [{"visor": []}]
     elif route.policy in (Policy.NETWORK, Policy.READ):
         operation["security"].append({})
     return operation

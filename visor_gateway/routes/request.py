@@ -12,6 +12,7 @@ from ..config import Settings
 from ..errors import InvalidRequest
 from ..meta.access import AccessCounts
 from ..meta.contract import AccountRepository, ImageRepository
+from ..meta.gateways import PeerKeys
 from ..metrics import Metrics
 from ..store.contract import Store
 from ..store.http import HttpStore
@@ -39,11 +40,13 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         access_key: None for an anonymous one.
         only_image: The one image that a signed link opens; None for no such bound.
+        own_only: Whether this is another gateway, for which transfers of further ones do not exist.
     """
 
     access_key: str | None = None
     is_admin: bool = False
     only_image: str | None = None
+    own_only: bool = False
 
 
 ANONYMOUS = Caller()
@@ -51,6 +54,18 @@ ANONYMOUS = Caller()
 
 VIEWS_BYTES: Final = 4 << 20
 PAGES_BYTES: Final = 4 << 20
+
+
+class Peering(msgspec.Struct, frozen=True):
+    """This gateway among others that share a view.
+
+    Attributes:
+        name: Its name.
+        keys: What others prove themselves by.
+    """
+
+    name: str
+    keys: PeerKeys
 
 
 class Services(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +77,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
         hub: The transfers of this process.
         views: Records as headers, by their `uri`.
         pages: Lists as they are sent, by all that makes one differ from another.
+        peering: None where the gateway shares its view with nobody.
     """
 
     settings: Settings
@@ -86,6 +102,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     setbacks: Setbacks
     copying: Copying
     readiness: Readiness
+    peering: Peering | None = None
     views: Kept[str, View] = msgspec.field(default_factory=lambda: Kept(VIEWS_BYTES, view_size))
     pages: Kept[tuple[object, ...], Rendered] = msgspec.field(default_factory=lambda: Kept(PAGES_BYTES, Rendered.size))
 

@@ -20,6 +20,7 @@ from . import (
     pulls,
     pushes,
     scrub,
+    shared_view,
     status,
     transfers,
     users,
@@ -57,8 +58,8 @@ def _encoded_description() -> Text:
 
 
 @functools.cache
-def _encoded_schema() -> Text:
-    return Text(msgspec.json.encode(schema.document()), "application/schema+json")
+def _encoded_schema(shared: bool) -> Text:
+    return Text(msgspec.json.encode(schema.document(shared=shared)), "application/schema+json")
 
 
 async def _description(request: Request) -> Text:
@@ -68,7 +69,7 @@ async def _description(request: Request) -> Text:
 
 async def _schema(request: Request) -> Text:
     """GET /transfers/schema.json"""
-    return _encoded_schema()
+    return _encoded_schema(request.services.peering is not None)
 
 
 _OPEN, _NETWORK, _READ, _USER, _ADMIN = Policy.OPEN, Policy.NETWORK, Policy.READ, Policy.USER, Policy.ADMIN
@@ -155,5 +156,22 @@ ROUTES: Final[tuple[Route, ...]] = (
         summary="Live transfers over WebSocket, subprotocol visor.progress.v1",
         kind=Kind.LIVE,
         statuses=(101, 400, 403, 426),
+    ),
+    Route(
+        method="GET",
+        path="/peers/{name}/transfers/ws",
+        policy=Policy.GATEWAY,
+        handler=live.websocket,
+        summary="This gateway's own live transfers, for another gateway",
+        kind=Kind.LIVE,
+        statuses=(101, 400, 403, 426),
+    ),
+    _route(
+        "POST",
+        "/peers/{name}/transfers",
+        Policy.GATEWAY,
+        shared_view.steer,
+        "Steer own transfers, for another gateway",
+        *(200, 400, 403),
     ),
 )

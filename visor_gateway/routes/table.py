@@ -24,6 +24,7 @@ class Policy(enum.Enum):
     USER = "credentials"
     ADMIN = "an admin's credentials"
     PEER = "another server's key or certificate, or an allowed network"
+    GATEWAY = "another gateway on the same database"
     KNOWN_PEER = "another server's key or certificate"
 
 

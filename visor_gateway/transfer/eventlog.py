@@ -21,11 +21,22 @@ class Subject(NamedTuple):
     store: str | None
     user: str | None
     state: State
+    gateway: str | None
+    foreign: bool
 
     @classmethod
     def of(cls, transfer: Transfer) -> Subject:
         """Of a transfer as it is now."""
-        return cls(transfer.id, transfer.kind, transfer.image, transfer.store, transfer.user, transfer.state)
+        return cls(
+            transfer.id,
+            transfer.kind,
+            transfer.image,
+            transfer.store,
+            transfer.user,
+            transfer.state,
+            transfer.gateway,
+            transfer.foreign,
+        )
 
 
 class LoggedEvent(NamedTuple):

@@ -48,16 +48,19 @@ class Hub:
     Attributes:
         epoch: Names this start of the daemon; `seq` rises strictly within it.
         seq: The number that was given to a message last.
+        gateway: This gateway's name among others that it shares a view with; None without such.
         scribe: Told of every transfer and step, while there is one.
         courier: Wakes the subscribers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gateway: str | None = None) -> None:
+        self.gateway = gateway
         self.epoch = secrets.token_hex(8)
         self.seq = 0
         self.scribe: Scribe | None = None
         self.courier = Courier()
         self._live: dict[str, Transfer] = {}
+        self._own: dict[str, Transfer] = {}  # of these, the ones that are no other gateway's
         self._live_of: dict[str | None, dict[str, Transfer]] = {}  # by user
         self._states: dict[str, State] = {}  # of live transfers, as last published
         self._ended: dict[str, tuple[float, Transfer]] = {}
@@ -78,22 +81,37 @@ class Hub:
         """
         self._expire()
         _, known = self._ended.get(transfer.id, (0.0, None))
-        if transfer.id in self._live or (known is not None and known.user != transfer.user):
+        if transfer.id in self._own or (known is not None and not known.foreign and known.user != transfer.user):
             raise Conflict(f"The transfer id '{transfer.id}' is taken")
+        if transfer.id in self._live:
+            self.drop(self._live[transfer.id])  # another gateway's claim on an id counts for nothing here
+        transfer.gateway = self.gateway
+        self._own[transfer.id] = transfer
+        self._take_in(transfer)
+        if self.scribe is not None:
+            self.scribe.added(transfer)
+
+    def show(self, transfer: Transfer) -> bool:
+        """Take in a transfer of another gateway. False where its id is known here already: that stands."""
+        _, known = self._ended.get(transfer.id, (0.0, None))
+        if transfer.id in self._live or (known is not None and not known.foreign):
+            return False
+        self._take_in(transfer)
+        return True
+
+    def _take_in(self, transfer: Transfer) -> None:
         self._ended.pop(transfer.id, None)
         self._live[transfer.id] = transfer
         self._live_of.setdefault(transfer.user, {})[transfer.id] = transfer
         self._states[transfer.id] = transfer.state
         self._stir.set()
-        if self.scribe is not None:
-            self.scribe.added(transfer)
 
     def publish(self, kind: EventKind, transfer: Transfer) -> None:
         """Tell of a step in a transfer's life. The transfer is in its new state already, and settled if that is final.
 
         Nothing is told of a transfer that was not added or has ended: a final event is the last one.
         """
-        if transfer.id not in self._live:
+        if self._live.get(transfer.id) is not transfer:
             return
         states = (self._states[transfer.id], transfer.state)
         self._states[transfer.id] = transfer.state
@@ -104,22 +122,25 @@ class Hub:
             feed.announce(event)
         if kind in ENDED:
             self._retire(transfer)
-        if self.scribe is not None:
+        if self.scribe is not None and not transfer.foreign:
             self.scribe.told(kind, transfer)
 
     def drop(self, transfer: Transfer) -> None:
-        """Forget a transfer that goes on, and that another hub tells of. Nobody is told."""
-        if transfer.id in self._live:
+        """Forget a transfer that goes on, and that another hub tells of. Nobody is told but by the next delta."""
+        if self._live.get(transfer.id) is transfer:
             self._retire(transfer)
             del self._ended[transfer.id]
 
     def _retire(self, transfer: Transfer) -> None:
         del self._live[transfer.id], self._states[transfer.id]
+        self._own.pop(transfer.id, None)
         del self._live_of[transfer.user][transfer.id]
         if not self._live_of[transfer.user]:
             del self._live_of[transfer.user]
         self._ended[transfer.id] = (trio.current_time(), transfer)
         self._expire()
+        if self._farewell is not None and not self._own:
+            self.close(self._farewell)
 
     def _expire(self) -> None:
         horizon = trio.current_time() - ENDED_SECONDS
@@ -139,8 +160,8 @@ class Hub:
         return self._ended[id][1] if id in self._ended else None
 
     def live(self) -> Sequence[Transfer]:
-        """The transfers that are under way, the oldest first."""
-        return tuple(self._live.values())
+        """This gateway's transfers that are under way, the oldest first."""
+        return tuple(self._own.values())
 
     def ended(self) -> Sequence[Transfer]:
         """The transfers that ended not long ago, in the order of their ends."""
@@ -148,7 +169,8 @@ class Hub:
         return tuple(transfer for _, transfer in self._ended.values())
 
     def live_for(self, view: View) -> Iterable[Transfer]:
-        """Those under way among which a view has to look. Not to be kept across an await."""
+        """Those under way among which a view has to look, other gateways' too, the oldest first. Not to be kept across
+        an await."""
         return (self._live if view.user is None else self._live_of.get(view.user, {})).values()
 
     # --- for subscribers ---
@@ -172,11 +194,16 @@ class Hub:
             self.courier.forget(subscription)
             self._leave(subscription)
 
-    def close(self, reason: ByeReason) -> None:
-        """Say bye to every subscriber and take no new ones. Does not wait for them to go."""
+    def close(self, reason: ByeReason, *, outlast: bool = False) -> None:
+        """Say bye to every subscriber and take no new ones. Does not wait for them to go.
+
+        Args:
+            outlast: Other gateways may watch until this one's last transfer has ended.
+        """
         self._farewell = reason
         for subscription in self._subscriptions:
-            subscription.end(reason)
+            if not (outlast and self._own and subscription.viewer.own_only):
+                subscription.end(reason)
 
     def dismiss(self, access_key: str) -> None:
         """Say bye to the subscribers of an account that lost its rights."""

@@ -6,6 +6,7 @@ process is the whole gateway.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Protocol
@@ -15,13 +16,15 @@ import trio
 
 from ..errors import Conflict, InvalidRequest, NotFound
 from ..metrics import Metrics
+from . import abroad
 from .control import Change, steer
 from .engine import Engine
+from .foreign import ForeignTransfer
 from .hub import Hub
 from .messages import ByeReason
 from .scrub import Progress, Scrub
 from .transfer import ENDED, WRITERS, Transfer
-from .view import Filters, View, Viewer, totals
+from .view import EVERYTHING, Filters, View, Viewer, totals
 
 CANCEL_SECONDS: Final = 10.0  # how long is waited for a cancelled transfer to end
 CUT_SECONDS: Final = 30.0  # the same for one that has to remove what it wrote
@@ -39,6 +42,19 @@ class Listing(msgspec.Struct, frozen=True):
     def of(cls, transfers: Sequence[Transfer]) -> Listing:
         """The listing of these."""
         return cls([transfer.shown() for transfer in transfers], totals(transfers))
+
+    def joined(self, answers: abroad.Answers) -> Listing:
+        """This one, and what other gateways have answered. Raises the first refusal."""
+        if answers.refusal is not None:
+            raise answers.refusal
+        sums = dict(self.totals)
+        if answers.transfers:
+            sums["transfers"] += len(answers.transfers)
+            for name in ("rate", "bytes"):
+                sums[name] += sum(each[name] for each in answers.transfers)
+            for name, field in (("by_state", "state"), ("by_kind", "kind")):
+                sums[name] = dict(Counter(sums[name]) + Counter(each[field] for each in answers.transfers))
+        return Listing([*self.transfers, *answers.transfers], sums)
 
 
 class Watch(Protocol):
@@ -139,7 +155,7 @@ class HubPlane:
 
     async def list(self, viewer: Viewer, filters: Filters) -> Listing:
         view = View.of(viewer, filters)
-        found = view.select(self._hub.live())
+        found = view.select(self._hub.live_for(view))
         if view.states is not None:
             found += view.select(self._hub.ended())
         return Listing.of(found)
@@ -149,16 +165,20 @@ class HubPlane:
 
     async def change(self, viewer: Viewer, id: str, change: Change) -> Shown:
         transfer = self._visible(viewer, id)
+        if isinstance(transfer, ForeignTransfer):
+            return await abroad.change(transfer, viewer, change)
         steer(self._hub, viewer, [transfer], change)
         return transfer.shown()
 
     async def change_all(self, viewer: Viewer, filters: Filters, change: Change) -> Listing:
-        chosen = self._chosen(viewer, filters)
+        chosen, elsewhere = abroad.parted(self._chosen(viewer, filters))
         steer(self._hub, viewer, chosen, change)
-        return Listing.of(chosen)
+        return Listing.of(chosen).joined(await abroad.change_all(elsewhere, viewer, filters, change))
 
     async def cancel(self, viewer: Viewer, id: str) -> Shown:
         transfer = self._visible(viewer, id)
+        if isinstance(transfer, ForeignTransfer) and transfer.state not in ENDED:
+            return await abroad.cancel(transfer, viewer)
         if transfer.state not in ENDED:
             await _cancelled([transfer], "request", CANCEL_SECONDS)
             # It may have reached its end before the cancellation reached it.
@@ -167,13 +187,19 @@ class HubPlane:
         raise Conflict(f"Transfer '{transfer.id}' has ended already: {transfer.state}")
 
     async def cancel_all(self, viewer: Viewer, filters: Filters) -> Listing:
-        chosen = self._chosen(viewer, filters)
-        await _cancelled(chosen, "request", CANCEL_SECONDS)
-        return Listing.of(chosen)
+        chosen, elsewhere = abroad.parted(self._chosen(viewer, filters))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancelled, chosen, "request", CANCEL_SECONDS)
+            answers = await abroad.cancel_all(elsewhere, viewer, filters)
+        return Listing.of(chosen).joined(answers)
 
     async def cancel_writers(self, image_id: str, reason: str) -> None:
-        writing = [each for each in self._hub.live() if each.image == image_id and each.kind in WRITERS]
-        await _cancelled(writing, reason, CUT_SECONDS)
+        live = self._hub.live_for(EVERYTHING)
+        writing, elsewhere = abroad.parted([e for e in live if e.image == image_id and e.kind in WRITERS])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancelled, writing, reason, CUT_SECONDS)
+            for transfer in elsewhere:
+                nursery.start_soon(abroad.cancel_writer, transfer)
 
     @asynccontextmanager
     async def watch(self, viewer: Viewer) -> AsyncGenerator[Watch, None]:
@@ -190,7 +216,8 @@ class HubPlane:
         return transfer
 
     def _chosen(self, viewer: Viewer, filters: Filters) -> Sequence[Transfer]:
-        return View.of(viewer, filters).select(self._hub.live())
+        view = View.of(viewer, filters)
+        return view.select(self._hub.live_for(view))
 
 
 class LocalPlane(HubPlane):

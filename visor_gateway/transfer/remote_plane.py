@@ -114,7 +114,7 @@ class RemotePlane:
 
 
 def _who(viewer: Viewer) -> Who:
-    return Who(viewer.access_key, viewer.is_admin)
+    return Who(viewer.access_key, viewer.is_admin, viewer.own_only)
 
 
 class _RemoteWatch:

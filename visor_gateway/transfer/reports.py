@@ -29,6 +29,7 @@ class Who(msgspec.Struct, frozen=True):
 
     access_key: str | None
     is_admin: bool
+    own_only: bool = False
 
 
 class Description(msgspec.Struct, frozen=True):

@@ -20,7 +20,8 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Transfer(msgspec.Struct, forbid_unknown_fields=True):
-    """One movement of bytes. `wait` is in ms of the last interval; `position` is there while it is queued."""
+    """One movement of bytes. `wait` is in ms of the last interval; `position` is there while it is queued, `gateway`
+    where gateways share a view."""
 
     id: str
     kind: Kind
@@ -42,6 +43,7 @@ class Transfer(msgspec.Struct, forbid_unknown_fields=True):
     limit_bytes_per_s: Count | None
     error: str | None
     position: Annotated[int, msgspec.Meta(ge=1)] | msgspec.UnsetType = msgspec.UNSET
+    gateway: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Totals(msgspec.Struct, forbid_unknown_fields=True):
@@ -54,8 +56,12 @@ class Totals(msgspec.Struct, forbid_unknown_fields=True):
     by_kind: dict[Kind, Count]
 
 
-def document() -> dict[str, Any]:
-    """The schema of everything that the gateway sends; `$defs` has what a client may say, too."""
+def document(*, shared: bool = False) -> dict[str, Any]:
+    """The schema of everything that the gateway sends; `$defs` has what a client may say, too.
+
+    Args:
+        shared: Whether the gateway shares its view with others, so that transfers have a `gateway`.
+    """
     said = (
         messages.Hello,
         messages.Snapshot,
@@ -72,6 +78,8 @@ def document() -> dict[str, Any]:
     components["Snapshot"]["properties"]["transfers"]["items"] = _ref("Transfer")
     components["Snapshot"]["properties"]["totals"] = _ref("Totals")
     components["Event"]["properties"]["transfer"] = _ref("Transfer")
+    if not shared:
+        del components["Transfer"]["properties"]["gateway"]
     for each in said:
         # What is sent has every field; of what a client says, some may be left out.
         components[each.__name__]["required"] = list(components[each.__name__]["properties"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import trio
 
@@ -41,11 +41,15 @@ class Transfer:
         waiters: Readers that wait for a fill.
         place: Its place in the queue or at a slot, None before it has one.
         pace: How fast it may go; without a limit until the engine gives it the gateway's.
+        gateway: Name of the gateway that moves the bytes, where several share a view.
+        foreign: Whether that is another gateway than this one.
         started_at: When it was admitted.
         cancel_reason: Why it is to end, once somebody asked for that.
         error: Why it failed or was cancelled.
         ended: Set once nothing of the transfer runs any more and its state is final.
     """
+
+    foreign: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -72,6 +76,7 @@ class Transfer:
         self.waiters = 0
         self.place: Place | None = None
         self.pace = Rates().pace()
+        self.gateway: str | None = None
         self.error: str | None = None
         self.started_at = datetime.now(UTC)
         self.meter = Meter()
@@ -175,7 +180,8 @@ class Transfer:
         return round(max(0, self.size - self.meter.bytes) / self.meter.rate, 1)
 
     def shown(self) -> dict[str, Any]:
-        """The transfer object of the contract; `position` is in it only while the transfer is queued."""
+        """The transfer object of the contract; `position` is in it only while the transfer is queued, `gateway` where
+        gateways share a view."""
         shown = {
             "id": self.id,
             "kind": self.kind,
@@ -197,4 +203,6 @@ class Transfer:
             "limit_bytes_per_s": self.limit_bytes_per_s,
             "error": self.error,
         }
+        if self.gateway is not None:
+            shown["gateway"] = self.gateway
         return shown if self.position is None else {**shown, "position": self.position}

@@ -11,7 +11,9 @@ import msgspec
 from ..errors import InvalidRequest
 from .transfer import State, Transfer
 
-FILTERS: Final = ("image", "kind", "state", "store", "user")
+#: Of transfers that ended, and of live ones.
+ENDED_FILTERS: Final = ("image", "kind", "state", "store", "user")
+FILTERS: Final = ("gateway", *ENDED_FILTERS)
 VALUE_LIMIT: Final = 64  # values of all filters of one view
 
 #: Filter name and the values of which one must be met, in order of the names.
@@ -27,8 +29,13 @@ class Viewer(Protocol):
     @property
     def is_admin(self) -> bool: ...
 
+    @property
+    def own_only(self) -> bool:
+        """Whether transfers of other gateways do not exist for whoever looks: for another gateway they don't."""
+        ...
 
-def filters_of(given: Iterable[tuple[str, str | Sequence[str]]]) -> Filters:
+
+def filters_of(given: Iterable[tuple[str, str | Sequence[str]]], available: Sequence[str] = FILTERS) -> Filters:
     """Filters from names and values. Values of one name are alternatives; different names must all hold.
 
     Raises:
@@ -36,12 +43,12 @@ def filters_of(given: Iterable[tuple[str, str | Sequence[str]]]) -> Filters:
     """
     values: dict[str, set[str]] = {}
     for name, value in given:
-        if name not in FILTERS:
-            raise InvalidRequest(f"Unknown filter '{name[:64]}', available filters: {', '.join(FILTERS)}")
+        if name not in available:
+            raise InvalidRequest(f"Unknown filter '{name[:64]}', available filters: {', '.join(available)}")
         values.setdefault(name, set()).update([value] if isinstance(value, str) else value)
     if sum(map(len, values.values())) > VALUE_LIMIT:
         raise InvalidRequest(f"Too many filter values, at most {VALUE_LIMIT}")
-    return tuple((name, frozenset(values[name])) for name in FILTERS if name in values)
+    return tuple((name, frozenset(values[name])) for name in available if name in values)
 
 
 class Viewed(Protocol):
@@ -53,6 +60,9 @@ class Viewed(Protocol):
     @property
     def state(self) -> State: ...
 
+    @property
+    def foreign(self) -> bool: ...
+
 
 class View(msgspec.Struct, frozen=True):
     """What one viewer sees under some filters. Equal views see the same.
@@ -62,12 +72,14 @@ class View(msgspec.Struct, frozen=True):
         nobody: Set for a viewer without any right.
         states: The states asked for; None for all.
         filters: The other filters; they are on what never changes in a transfer.
+        own_only: Whether transfers of other gateways are left out.
     """
 
     user: str | None
     nobody: bool
     states: frozenset[str] | None
     filters: Filters
+    own_only: bool = False
 
     @classmethod
     def of(cls, viewer: Viewer, filters: Filters = ()) -> View:
@@ -77,11 +89,14 @@ class View(msgspec.Struct, frozen=True):
             nobody=not viewer.is_admin and viewer.access_key is None,
             states=dict(filters).get("state"),
             filters=tuple(item for item in filters if item[0] != "state"),
+            own_only=viewer.own_only,
         )
 
     def may_see(self, transfer: Viewed) -> bool:
         """Whether the transfer exists for this viewer."""
-        return not self.nobody and (self.user is None or transfer.user == self.user)
+        if self.nobody or (self.own_only and transfer.foreign):
+            return False
+        return self.user is None or transfer.user == self.user
 
     def covers(self, transfer: Viewed, *states: State) -> bool:
         """Whether the transfer is in the view when in one of `states`; without any, in its present one."""
@@ -94,6 +109,10 @@ class View(msgspec.Struct, frozen=True):
     def select(self, transfers: Iterable[Transfer]) -> list[Transfer]:
         """Those that are in the view."""
         return [transfer for transfer in transfers if self.covers(transfer)]
+
+
+#: The view that has all transfers of all gateways.
+EVERYTHING: Final = View(user=None, nobody=False, states=None, filters=())
 
 
 def totals(transfers: Sequence[Transfer]) -> dict[str, Any]:
