@@ -35,6 +35,7 @@ WORKLOADS: Final[Mapping[str, Callable[[Stand], Iterator[Table]]]] = {
     "uploads": uploads.workloads,
     "requests": requests.workloads,
     "workers": requests.workers,
+    "records": requests.records,
     "latency": waits.latency,
     "cancel": waits.cancellation,
     "subscribers": subscribers.workloads,

@@ -12,6 +12,7 @@ from .clients import Figures
 from .gateway import FreeGateway, Gateway, QuietGateway, TwoWorkersGateway
 from .glance import Glance
 from .peer import Peer, Target
+from .postgresql import PostgreSQLGateway
 from .rounds import Contender, Table, alternate
 from .stand import Stand, present
 
@@ -54,6 +55,25 @@ def workers(stand: Stand) -> Iterator[Table]:
     title = f"GET /images with one worker and with two: {IMAGES} images, {CONNECTIONS} connections"
     yield alternate("workers-list", title, lists, stand.options)
     yield alternate("workers-head", "HEAD of one image with one worker and with two", heads, stand.options)
+
+
+def records(stand: Stand) -> Iterator[Table]:
+    """The same of the gateway with its records in SQLite and in PostgreSQL, and a list that is made anew each time."""
+    image = stand.directory / "small-image"
+    image.write_bytes(bytes(1024))
+    lists: list[Contender] = []
+    filtered: list[Contender] = []
+    heads: list[Contender] = []
+    for gateway in present(stand.find(QuietGateway, label="records"), stand.find(PostgreSQLGateway)):
+        found = [gateway.add(f"image {number}", image) for number in range(IMAGES)]
+        lists.append(Contender(gateway, partial(ask, stand, gateway, "GET", Target("/images"))))
+        narrowed = Target("/images?architecture=x86_64&sort=name")
+        filtered.append(Contender(gateway, partial(ask, stand, gateway, "GET", narrowed)))
+        heads.append(Contender(gateway, partial(ask, stand, gateway, "HEAD", Target(f"/images/{found[0]}"))))
+    what = f"in SQLite and in PostgreSQL: {IMAGES} images, {CONNECTIONS} connections"
+    yield alternate("records-list", f"GET /images {what}", lists, stand.options)
+    yield alternate("records-filter", f"GET /images with filter and sort {what}", filtered, stand.options)
+    yield alternate("records-head", f"HEAD of one image {what}", heads, stand.options)
 
 
 def _contenders(stand: Stand, image: Path) -> Iterator[tuple[Peer, Target, str, Target]]:
