@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import trio
+from roles import KEY, Role, serving
 from servers.postgresql import PostgreSQL, start
 from servers.visor_meta import MetaServer
 
@@ -29,8 +30,14 @@ from visor_gateway.meta.contract import Attempt, Written
 from visor_gateway.meta.sql import Metadata, open_metadata
 from visor_gateway.meta.visor.opening import CatalogueMetadata, open_catalogue
 
-#: The modules about what may be at a Meta server. What others are about is always in the local database.
-CATALOGUED = frozenset({"test_meta_images", "test_meta_attempts", "test_meta_copies", "test_meta_scrub"})
+#: The modules about what may be at a Meta server: VISOR's, or another gateway's role. What other modules are about is
+#: always in the local database.
+CATALOGUED = {
+    "test_meta_images": ("visor", "role"),
+    "test_meta_attempts": ("visor", "role"),
+    "test_meta_copies": ("visor",),
+    "test_meta_scrub": ("visor",),
+}
 
 
 class SqliteBackend:
@@ -118,13 +125,14 @@ class PostgresBackend:
 class VisorBackend(SqliteBackend):
     """A VISOR Meta server, and a SQLite database for what it can't keep. It is asked at every read."""
 
-    def __init__(self, directory: Path, server: MetaServer) -> None:
+    def __init__(self, directory: Path, server: MetaServer | None, server_url: str) -> None:
         super().__init__(directory)
         self.server = server
+        self.server_url = server_url
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[CatalogueMetadata, None]:
-        async with open_catalogue(self.server.url, self.url, self.master_key) as metadata:
+        async with open_catalogue(self.server_url, self.url, self.master_key) as metadata:
             metadata.catalogue.poll_seconds = 0
             yield metadata
 
@@ -165,15 +173,27 @@ def meta_server() -> Iterator[MetaServer]:
 @pytest.fixture
 def visor_backend(tmp_path: Path, meta_server: MetaServer, monkeypatch: pytest.MonkeyPatch) -> VisorBackend:
     monkeypatch.setattr("visor_gateway.meta.visor.images.TELL_SECONDS", 60.0)
-    return VisorBackend(tmp_path, meta_server)
+    return VisorBackend(tmp_path, meta_server, meta_server.url)
+
+
+@pytest.fixture(scope="session")
+def meta_role(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Role]:
+    with serving(tmp_path_factory.mktemp("role"), "meta") as role:
+        yield role
+
+
+@pytest.fixture
+def role_backend(tmp_path: Path, meta_role: Role, monkeypatch: pytest.MonkeyPatch) -> VisorBackend:
+    """The same, with another gateway's role `meta` in the place of VISOR's server."""
+    monkeypatch.setattr("visor_gateway.meta.visor.images.TELL_SECONDS", 60.0)
+    assert meta_role.gateway.admin.delete("/all").status in {200, 404}
+    return VisorBackend(tmp_path, None, meta_role.url.replace("http://", f"visor+http://:{KEY}@"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames and not hasattr(metafunc.module, "backend"):
-        shared = metafunc.module.__name__.rpartition(".")[2] in CATALOGUED
-        metafunc.parametrize(
-            "backend", ("sqlite", "postgres", "visor") if shared else ("sqlite", "postgres"), indirect=True
-        )
+        shared = CATALOGUED.get(metafunc.module.__name__.rpartition(".")[2], ())
+        metafunc.parametrize("backend", ("sqlite", "postgres", *shared), indirect=True)
 
 
 @pytest.fixture

@@ -214,6 +214,26 @@ async def test_what_a_first_read_found_of_anothers_reference_lasts_while_its_loc
     assert (image.location, image.size, image.sha256) == (URL + "2", None, None)
 
 
+async def test_all_pages_of_a_list_are_read(metadata, server) -> None:
+    wanted = [server.add(name=f"page {number}", owner="bob") for number in range(3)]
+    rows = [dict(server.rows[image_id]) for image_id in wanted]
+
+    def page(method, path, status, answer):
+        if path.startswith("/images/detail") and "owner" not in path:
+            number = int(path.rpartition("=")[2]) if "marker" in path else 0
+            status, answer = 200, {"images": rows[number : number + 1]}
+        return status, json.dumps(answer).encode()
+
+    def link(path):
+        number = int(path.rpartition("=")[2]) if "marker" in path else 0
+        return f'<http://elsewhere.example/other?marker={number + 1}>; rel="next"' if number < 2 else ""
+
+    server.lie, server.link = page, link
+    found = await metadata.images.find(ImageQuery(sort="name"))
+    assert [image.id for image in found] == wanted
+    assert "GET /images/detail?marker=2" in server.requests
+
+
 # --- outages ----------------------------------------------------------------------------------------
 
 

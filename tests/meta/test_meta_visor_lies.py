@@ -170,6 +170,17 @@ async def test_an_answer_about_another_record_is_not_taken_for_this_one(metadata
     assert await metadata.images.get(second.id) == second
 
 
+async def test_pages_without_an_end_are_given_up(metadata, server, monkeypatch) -> None:
+    monkeypatch.setattr("visor_gateway.meta.visor.catalogue._PAGES", 5)
+    image_id = server.add(name="x", owner="bob")
+    server.link = lambda path: '<http://elsewhere.example/?marker=1>; rel="next"'
+    server.lie = lambda method, path, status, answer: (
+        200,
+        json.dumps({"images": [server.rows[image_id]]} if "/detail" in path else answer).encode(),
+    )
+    assert [image.id for image in await metadata.images.find(ImageQuery())] == [image_id]
+
+
 BODIES = {
     "nothing": b"",
     "no JSON": b"<html>",

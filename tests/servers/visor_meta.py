@@ -51,6 +51,8 @@ class MetaServer:
         rows: Records by `_id`, in no order, for tests to look at and to change behind everybody's back.
         failures: What it could not put into SQL.
         requests: Methods and paths that came.
+        link: Makes a header Link of a path, as a server with pages would; VISOR's has none.
+        raw: Answers in place of the server, if it returns True.
         lie: Takes (method, path, status, answer) and returns what is sent instead: (status, bytes).
     """
 
@@ -59,6 +61,7 @@ class MetaServer:
         self.failures: list[str] = []
         self.requests: list[str] = []
         self.lie: Callable[[str, str, int, Any], tuple[int, bytes]] | None = None
+        self.link: Callable[[str], str] | None = None
         self.raw: Callable[[BaseHTTPRequestHandler], bool] | None = None
         self._lock = threading.Lock()
         self._serve(0)
@@ -128,6 +131,8 @@ class MetaServer:
         request.send_response(status)
         request.send_header("Content-Type", "application/json")
         request.send_header("Content-Length", str(len(sent)))
+        if self.link is not None and request.command == "GET":
+            request.send_header("Link", self.link(request.path))
         request.send_header("Connection", "close")
         request.end_headers()
         request.wfile.write(sent)

@@ -30,6 +30,7 @@ POLL_SECONDS: Final = 5.0
 _PART: Final = 10
 #: After a failure the server is left alone for so long.
 _REST_SECONDS: Final = 2.0
+_PAGES: Final = 200  # of a list, where the server has pages
 _OWNERS: Final = 8  # whose private images are looked at in one poll
 _LOOKUPS: Final = 32  # of records that a list has no longer, in one poll
 
@@ -240,19 +241,28 @@ class Catalogue:
 
     async def _listed(self, query: dict[str, str]) -> list[ImageDocument]:
         answer = await self._seen(self._server.list("/images/detail", query))
-        if answer.status == 404:
-            return []
-        if answer.status != 200:
-            raise MetadataUnavailable(f"The Meta server refuses a list: status {answer.status}")
-        try:
-            found, refused = await trio.to_thread.run_sync(documents.read_images, answer.body)
-        except InvalidDocument as exc:
-            self._failed = trio.current_time()
-            raise MetadataUnavailable("The Meta server's list can't be read") from exc
+        found, refused = await self._images_of(answer)
+        for _ in range(_PAGES):
+            if answer.following is None:
+                break
+            answer = await self._seen(self._server.page(f"/images/detail?{answer.following}"))
+            more, bad = await self._images_of(answer)
+            found, refused = found + more, refused + bad
         if refused > self._left_out:
             _log.warning("records of the Meta server are left out", count=refused)
         self._left_out = refused
         return found
+
+    async def _images_of(self, answer: Answer) -> tuple[list[ImageDocument], int]:
+        if answer.status == 404:
+            return [], 0
+        if answer.status != 200:
+            raise MetadataUnavailable(f"The Meta server refuses a list: status {answer.status}")
+        try:
+            return await trio.to_thread.run_sync(documents.read_images, answer.body)
+        except InvalidDocument as exc:
+            self._failed = trio.current_time()
+            raise MetadataUnavailable("The Meta server's list can't be read") from exc
 
     async def look_for(self, image_id: str) -> bool:
         """Take over one image that is not known here, if the server has it. Returns whether it was asked.

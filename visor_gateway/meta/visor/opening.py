@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -48,7 +49,9 @@ async def open_catalogue(
         ConfigError: A URL, the database or the master key file can't be used, or another gateway has this catalogue.
         MetadataUnavailable: The server or the database can't be used now.
     """
-    outbound = Outbound(CONFIGURED)
+    # Over plain HTTP nothing is verified, so the authorities, which take long to load, are left alone.
+    plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if url.startswith("visor+http:") else None
+    outbound = Outbound(CONFIGURED, ssl_context=plain)
     try:
         server = VisorServer(url, outbound)
         async with open_metadata(database, master_key) as local:

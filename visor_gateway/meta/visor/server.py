@@ -19,15 +19,18 @@ LIST_BYTES: Final = 64 << 20
 #: For a whole exchange, so that an answer that drips ends too.
 DOCUMENT_SECONDS: Final = 10.0
 LIST_SECONDS: Final = 60.0
+#: The link to the next page, of which the query alone is taken: VISOR's own server has no pages.
+_NEXT: Final = re.compile(r"<[^>?\s]*\?([A-Za-z0-9_.~%&=+-]{1,4096})>; rel=\"next\"\Z")
 _PORTS: Final = {"Meta": 4567, "Auth": 4566}
 _URL: Final = re.compile(r"visor\+(https?)://(?::([^@/\s]+)@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?/?\Z")
 
 
 class Answer(NamedTuple):
-    """A status, and the body of that answer."""
+    """A status, the body of that answer, and the query of the list's next page, if it has one."""
 
     status: int
     body: bytes
+    following: str | None = None
 
     @property
     def message(self) -> str:
@@ -65,7 +68,10 @@ class VisorServer:
 
     async def list(self, path: str, query: Mapping[str, str] | None = None) -> Answer:
         """A list. Raises as `ask`."""
-        asked = f"{path}?{urlencode(query)}" if query else path
+        return await self.page(f"{path}?{urlencode(query)}" if query else path)
+
+    async def page(self, asked: str) -> Answer:
+        """A page of a list: path and query. Raises as `ask`."""
         return await self._exchange("GET", asked, None, self.list_bytes, self.list_seconds)
 
     async def _exchange(self, method: str, path: str, body: bytes | None, limit: int, seconds: float) -> Answer:
@@ -86,11 +92,12 @@ class VisorServer:
                             raise MetadataUnavailable(f"The {self.kind} server sends too much")
                     if not response.stream.framed:
                         raise MetadataUnavailable(f"The {self.kind} server's answer has no length")
-                    status = response.status
+                    status, link = response.status, response.header("link")
         except trio.TooSlowError as exc:
             raise MetadataUnavailable(f"The {self.kind} server is too slow") from exc
         except OutboundError as exc:
             raise MetadataUnavailable(f"The {self.kind} server can't be reached now") from exc
         if status not in {200, 400, 404, 409}:
             raise MetadataUnavailable(f"The {self.kind} server failed: status {status}")
-        return Answer(status, bytes(received))
+        found = None if link is None else _NEXT.match(link)
+        return Answer(status, bytes(received), None if found is None else found.group(1))
