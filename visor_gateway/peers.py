@@ -47,6 +47,7 @@ UNHEARD_SECONDS: Final = (
 )
 #: What no event tells, such as another limit, is seen after so long.
 SNAPSHOT_SECONDS: Final = 10.0
+SECOND_SNAPSHOT_SECONDS: Final = 1.0  # after the first of a connection, which may not be complete
 ASK_SECONDS: Final = 15.0  # more than a gateway waits for a transfer that it cancels
 MESSAGE_LIMIT: Final = 16 << 20
 ANSWER_LIMIT: Final = 16 << 20
@@ -218,6 +219,7 @@ class PeerLink:
 
     async def _converse(self, socket: TrioSocket) -> str:
         failure: Exception | None = None
+        self._view.reconnected()
         async with trio.open_nursery() as nursery:
 
             async def guarded(work: Any) -> None:
@@ -258,6 +260,7 @@ class PeerLink:
             await trio.sleep(PING_SECONDS)
 
     async def _refresh(self, socket: TrioSocket) -> None:
+        await trio.sleep(SECOND_SNAPSHOT_SECONDS)
         while True:
             await socket.send(_SUBSCRIBE)
             await trio.sleep(SNAPSHOT_SECONDS)

@@ -83,7 +83,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, database: PostgreSQL) -> I
     try:
         yield cluster
         for gateway in cluster.gateways.values():
-            assert "Traceback" not in gateway.logged(), gateway.logged()[-6000:]
+            assert "can't be watched" not in gateway.logged(), gateway.logged()[-6000:]
     finally:
         cluster.close()
 

@@ -57,6 +57,11 @@ class PeerView:
         self._peer = peer
         self._limit = limit
         self._shown: dict[str, ForeignTransfer] = {}
+        self._is_new = True  # the connection on which it is told: no snapshot came yet
+
+    def reconnected(self) -> None:
+        """What comes next comes on another connection."""
+        self._is_new = True
 
     def take(self, text: str) -> str:
         """Show what a message tells. Returns its type.
@@ -89,8 +94,11 @@ class PeerView:
 
     def _take_snapshot(self, snapshot: _Snapshot) -> None:
         told = {each.id: each for each in snapshot.transfers if each.state not in ENDED}
-        for id in self._shown.keys() - told.keys():
-            self._hub.drop(self._shown.pop(id))
+        if not self._is_new:
+            # A process that has just succeeded another one may not know yet what that one finishes: the next one tells.
+            for id in self._shown.keys() - told.keys():
+                self._hub.drop(self._shown.pop(id))
+        self._is_new = False
         for each in told.values():
             self._update(each)
 
