@@ -15,7 +15,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import PHONE, WIDE, Visit, visiting
 from gateway_process import Gateway, launch, running
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Request, Route, expect
 from servers import nginx
 from simulated import simulate, tell, transfer, varied
 from wire import Client, Reset, Stored, Wire, eventually, store_image
@@ -141,6 +141,33 @@ def test_admins_limit_the_gateway_and_others_do_not_see_that(browser: Browser, g
     with visiting(browser, gateway) as visit:
         visit.sign_in(user.access_key, user.secret_key)
         expect(visit.page.locator("#gateway-limit")).to_be_hidden()
+
+
+def test_a_limit_that_is_typed_while_another_is_set_stays(visit: Visit, gateway: Gateway) -> None:
+    held: list[Route] = []
+
+    def is_asked(request: Request) -> bool:
+        return request.url.endswith("/limits") and request.method == "GET"
+
+    def hold(route: Route) -> None:
+        if is_asked(route.request):
+            held.append(route)
+        else:
+            route.continue_()
+
+    visit.sign_in()
+    limit = visit.page.get_by_label("Limit of the gateway")
+    expect(limit).to_be_visible()
+    visit.page.route("**/limits", hold)
+    limit.fill("1000")
+    with visit.page.expect_request(is_asked):
+        visit.page.locator("#gateway-limit").get_by_role("button", name="Set").click()
+    limit.fill("7")
+    with visit.page.expect_response(lambda response: is_asked(response.request)):
+        held[0].continue_()
+    visit.page.evaluate("() => new Promise(requestAnimationFrame)")
+    expect(limit).to_have_value("7")
+    gateway.admin.send_json("PATCH", "/limits", {"limit_bytes_per_s": None})
 
 
 # --- images --------------------------------------------------------------------------------------

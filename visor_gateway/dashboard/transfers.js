@@ -125,14 +125,17 @@ export class TransfersView {
   }
 
   async limitGateway() {
+    const sent = find("gateway-rate").value;
     await this.api.send("PATCH", "/limits", { limit_bytes_per_s: entered("gateway-rate") });
-    await this.showGatewayLimit();
+    await this.showGatewayLimit(sent);
   }
 
-  // For admins alone.
-  async showGatewayLimit() {
+  // For admins alone. What is typed meanwhile, so that the field no longer holds `shown`, stays.
+  async showGatewayLimit(shown = find("gateway-rate").value) {
     const { limits } = await this.api.get("/limits");
-    find("gateway-rate").value = limits.limit_bytes_per_s ? limits.limit_bytes_per_s / 1e6 : "";
+    if (find("gateway-rate").value === shown) {
+      find("gateway-rate").value = limits.limit_bytes_per_s ? limits.limit_bytes_per_s / 1e6 : "";
+    }
     find("gateway-limit").hidden = false;
   }
 }
