@@ -25,6 +25,7 @@ from .command import (
     word,
     words,
 )
+from .imports.commands import import_glance
 
 if TYPE_CHECKING:
     from ..client import Client, Record
@@ -294,6 +295,7 @@ def _files(data_dir: Path | None, config: Path | None, service: bool) -> tuple[D
 
 
 cli.add_command(cache)
+cli.add_command(import_glance)
 add_common_commands(cli, PROGRAM)
 
 

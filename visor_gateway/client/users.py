@@ -27,6 +27,11 @@ class Users:
         found: Sequence[Record] = reply.json("users")
         return found
 
+    async def caller(self) -> Record:
+        """Whom the gateway takes this client for: `access_key` and `role`. For every user."""
+        session: Record = (await self._session.call("GET", "/session")).json("session")
+        return session
+
     async def get(self, access_key: str) -> Record:
         """One account. Raises `NotFound`."""
         return await self._user("GET", self._path(access_key))
