@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from gateway_process import Gateway, clean_environment
 from glance_lists import PAGES, content, image, write_files, write_list
+from wire import eventually
 
 pytestmark = pytest.mark.real
 
@@ -108,8 +109,7 @@ def test_what_an_upload_that_failed_left_is_taken_up(visor_admin, user, files: P
     wrong = ("Repr-Digest", f"sha-256=:{'A' * 43}=:")
     answer = user.add(b"other", [wrong], name="half", format="raw", architecture="i386", glance_id=one["id"])
     assert answer.status == 400
-    half = there(user)["half"]
-    assert half["status"] == "error"
+    half = eventually(lambda: (record := there(user)["half"])["status"] == "error" and record)
     words = ["import-glance", write_list(tmp_path / "list", one), "--files", files]
     assert visor_admin.report(*words, "--dry-run")["images"]["Débian 12"]["image"] == half["_id"]
     assert there(user) == {"half": half}

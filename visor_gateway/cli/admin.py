@@ -25,7 +25,7 @@ from .command import (
     word,
     words,
 )
-from .imports.commands import import_glance
+from .imports.commands import import_glance, import_visor
 
 if TYPE_CHECKING:
     from ..client import Client, Record
@@ -296,6 +296,7 @@ def _files(data_dir: Path | None, config: Path | None, service: bool) -> tuple[D
 
 cli.add_command(cache)
 cli.add_command(import_glance)
+cli.add_command(import_visor)
 add_common_commands(cli, PROGRAM)
 
 

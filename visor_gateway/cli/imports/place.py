@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncGenerator, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 import anyio.to_thread
 
+from ...client import Client, Unreachable, VisorError
 from .item import Item, Unfit
 
 HASH_BYTES: Final = 8 << 20  # read and hashed for each time that a thread is asked
@@ -53,6 +54,37 @@ class Directory:
             if (self._path / name).is_file():
                 return nullcontext(self._path / name)
         raise Unfit(f"there is no file {' or '.join(names)}")
+
+
+class ImageServer:
+    """An image server: each image is pulled into a file of its own, which goes with the block.
+
+    Args:
+        client: Of the image server.
+        spool: A directory with room for the largest image.
+    """
+
+    remote = True
+
+    def __init__(self, client: Client, spool: Path) -> None:
+        self._client = client
+        self._spool = spool
+
+    @asynccontextmanager
+    async def file_of(self, item: Item) -> AsyncGenerator[Path]:
+        """As `Place` says. What came is not believed to be whole: VISOR's server ends a short one as any other."""
+        file = self._spool / item.source_id
+        try:
+            try:
+                await self._client.download(item.source_id, file)
+            except Unreachable:
+                raise
+            except VisorError as exc:
+                raise Unfit(f"the image server's answer: {exc.message}") from exc
+            yield file
+        finally:
+            for left in self._spool.glob(f"{item.source_id}*"):
+                left.unlink()
 
 
 async def checked_sha256(file: Path, item: Item) -> str:
