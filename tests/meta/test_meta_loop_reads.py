@@ -25,20 +25,20 @@ async def test_what_another_process_writes_is_seen_at_once(backend, make_image):
     image = make_image(attributes={"b": "1", "a": "2"})
     async with backend.open() as ours, backend.open() as others:
         await others.images.insert(image)
-        before = ours.images.version()
+        before = await ours.images.version()
         assert await ours.images.get(image.id) == await others.images.get(image.id) == image
-        assert ours.images.version() == before
+        assert await ours.images.version() == before
         await others.images.entomb(image.id)
-        assert ours.images.version() != before
+        assert await ours.images.version() != before
         assert await ours.images.get(image.id) is None
 
 
 async def test_our_own_writes_change_the_version(backend, make_image):
     async with backend.open() as ours:
-        versions = [ours.images.version()]
+        versions = [await ours.images.version()]
         for _ in range(3):
             await ours.images.insert(make_image())
-            versions.append(ours.images.version())
+            versions.append(await ours.images.version())
     assert len(set(versions)) == len(versions)
     assert None not in versions
 
@@ -77,7 +77,7 @@ async def test_a_token_that_is_kept_is_void_when_its_time_is_over(backend, monke
         def now(cls, tz=None):
             return datetime.now(tz) + cls.ahead
 
-    monkeypatch.setattr("visor_gateway.meta.account_rows.datetime", Clock)
+    monkeypatch.setattr("visor_gateway.meta.database.datetime", Clock)
     async with backend.open() as ours:
         await ours.accounts.create("someone", "a@example.org", "user")
         _, text = await ours.accounts.issue_token("someone", expires_at=later(), read_only=True, name=None)
@@ -101,7 +101,7 @@ async def test_a_thread_reads_where_the_event_loop_can_not(backend, make_image):
         user = await ours.accounts.create("someone", "a@example.org", "user")
         token, text = await ours.accounts.issue_token("someone", expires_at=later(), read_only=True, name=None)
         ours.images._database._engine._reader.close()
-        assert ours.images.version() is None
+        assert await ours.images.version() is None
         assert await ours.images.get(image.id) == image
         assert await ours.accounts.get("someone") == user
         assert await ours.accounts.find_token(text) == (token, user)

@@ -1,14 +1,14 @@
-"""Accounts as the event loop reads them: rows by access key or token, kept while the database stays as it is."""
+"""Accounts as every request needs them: rows by access key or token, kept while the database stays as it is."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Hashable
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
 from . import reader
-from .account import digest
 from .contract import Token
 from .database import Database
 from .fresh import Fresh
@@ -43,7 +43,9 @@ _BY_TOKEN: Final = reader.text(
 
 
 class AccountRows:
-    """Reads of one row in the event loop. Both methods raise `LookupError` where the database can't be read now.
+    """Rows that are kept, or read in the event loop. `by_key` and `by_token` raise `LookupError` where a row is not
+    kept and can't be read there: who reads it otherwise then tells `keep_account` or `keep_token`. `version` is what
+    the database told since the request came.
 
     Secrets are kept sealed: one in clear lives no longer than the request that it is compared for.
     """
@@ -53,24 +55,29 @@ class AccountRows:
         self._accounts: Fresh[str, AccountRow] = Fresh(KEPT_BYTES)
         self._tokens: Fresh[bytes, tuple[Token, AccountRow]] = Fresh(KEPT_BYTES)
 
-    def by_key(self, access_key: str) -> AccountRow | None:
+    def by_key(self, version: Hashable | None, access_key: str) -> AccountRow | None:
         """The account of that access key, unless it was deleted."""
-        version = self._database.version()
         row = self._accounts.find(version, access_key)
         if row is None and (found := self._read(_BY_KEY, access_key=access_key)):
             row = _account(found[0])
-            self._accounts.keep(version, access_key, row, _SIZE)
+            self.keep_account(version, access_key, row)
         return row
 
-    def by_token(self, text: str) -> tuple[Token, AccountRow] | None:
-        """The token of that text and its account, unless it is over."""
-        version, mark = self._database.version(), digest(text)
+    def by_token(self, version: Hashable | None, mark: bytes) -> tuple[Token, AccountRow] | None:
+        """The token of that digest and its account, unless it is over."""
         kept = self._tokens.find(version, mark)
         if kept is None and (found := self._read(_BY_TOKEN, digest=mark)):
             kept = _token(found[0])
-            self._tokens.keep(version, mark, kept, _SIZE)
-        # This host's clock is the only one that SQLite has.
-        return kept if kept is not None and kept[0].expires_at > datetime.now(UTC) else None
+            self.keep_token(version, mark, kept)
+        return kept if kept is not None and kept[0].expires_at > self._database.now() else None
+
+    def keep_account(self, version: Hashable | None, access_key: str, row: AccountRow) -> None:
+        """Keep an account that was read after the version was told."""
+        self._accounts.keep(version, access_key, row, _SIZE)
+
+    def keep_token(self, version: Hashable | None, mark: bytes, found: tuple[Token, AccountRow]) -> None:
+        """Keep a token that was read after the version was told, and its account."""
+        self._tokens.keep(version, mark, found, _SIZE)
 
     def _read(self, statement: str, **parameters: object) -> list[tuple[Any, ...]]:
         rows = self._database.read_now(statement, **parameters)

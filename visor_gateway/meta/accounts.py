@@ -48,11 +48,15 @@ class SqlAccountRepository:
         self._rows = AccountRows(database)
 
     async def get(self, access_key: str) -> User | None:
+        version = await self._database.version()
         with suppress(LookupError, UnknownKey):
-            row = self._rows.by_key(access_key)
+            row = self._rows.by_key(version, access_key)
             return None if row is None else self._user(row)
         stored = await self._stored(self._last, access_key, partial(self._find_row, access_key=access_key))
-        return None if stored is None else self._unsealed(stored)
+        if stored is None:
+            return None
+        self._rows.keep_account(version, access_key, stored)
+        return self._unsealed(stored)
 
     async def find(self, filters: Sequence[tuple[str, str]] = ()) -> list[User]:
         if any(name not in SHOWN for name, _ in filters):
@@ -100,12 +104,14 @@ class SqlAccountRepository:
         return await self._write(partial(credentials.revoke_token, access_key=access_key, token_id=token_id))
 
     async def find_token(self, text: str) -> tuple[Token, User] | None:
+        version, mark = await self._database.version(), digest(text)
         with suppress(LookupError, UnknownKey):
-            found = self._rows.by_token(text)
+            found = self._rows.by_token(version, mark)
             return None if found is None else (found[0], self._user(found[1]))
-        stored = await self._stored(self._last_tokens, digest(text), partial(self._find_token, text=text))
+        stored = await self._stored(self._last_tokens, mark, partial(self._find_token, text=text))
         if stored is None or stored[0].expires_at <= datetime.now(UTC):
             return None
+        self._rows.keep_token(version, mark, stored)
         return stored[0], self._unsealed(stored[1])
 
     async def use_once(self, kind: str, value: str, expires_at: datetime) -> bool:
@@ -149,16 +155,17 @@ class SqlAccountRepository:
 
     async def _stored(self, last: LastRead[K, T], key: K, work: Callable[[sa.Connection], T | None]) -> T | None:
         """What `work` reads, or what it read the last time while the database is away. Its secret is sealed."""
+        version = self._database.seen.version
         try:
             found = await self._read(work)
         except MetadataUnavailable:
-            if (kept := last.find(key)) is None:
+            if (kept := last.find(key, self._database.seen)) is None:
                 raise
             return kept
         if found is None:
             last.drop(key)
         else:
-            last.keep(key, found)
+            last.keep(key, found, version)
         return found
 
     def _unsealed(self, row: AccountRow) -> User:

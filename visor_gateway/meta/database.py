@@ -1,16 +1,20 @@
 """The database as coroutines: statements run in worker threads, errors are translated, once, here. A few rows by their
-key can be had at once, in the event loop."""
+key, and whether anything has changed, can be had at once from SQLite, in the event loop."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TypeVar
 
 import sqlalchemy as sa
 import trio
 
 from ..errors import MetadataUnavailable
+from .last_read import NEVER, Seen
+from .shared import Shared
 from .sqlite import Sqlite
 
 T = TypeVar("T")
@@ -31,7 +35,11 @@ class Engine(Protocol):
         """Run `work` in a transaction beside which nobody else writes. Raises as `read`."""
 
     def version(self) -> int | None:
-        """A number that is another one after any change by any process; None where that can't be told now."""
+        """A number that is another one after any change by any process; None where that can't be told at once."""
+
+    def ask_version(self) -> tuple[str, datetime] | None:
+        """A mark that is another one after any change by any process, and what the clock of the database shows; None
+        where `version` is all there is. Raises SQLAlchemy's errors."""
 
     def rows(self, statement: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]] | None:
         """The few rows that one statement of `reader.text` selects, at once; None where that can't be had."""
@@ -82,6 +90,9 @@ class Database:
     checkpoint. So no caller is ever in doubt whether a statement took effect, but where a server does not tell.
 
     Whoever opens it closes it with `aclose`.
+
+    Attributes:
+        seen: The version that a server told last. What is read from now on is of it, or newer.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -89,6 +100,12 @@ class Database:
         self._readers = trio.CapacityLimiter(READERS)
         # Every database has one writer at a time: tasks queue here, in order and cancellable.
         self._writer = trio.CapacityLimiter(1)
+        # Whoever waits for an answer waits for no read.
+        self._asker = trio.CapacityLimiter(1)
+        self._asking: Shared[tuple[str, datetime] | None] = Shared(self._ask)
+        self._failures = 0
+        self._clock: datetime | None = None
+        self.seen = NEVER
 
     @classmethod
     async def open(cls, url: str) -> Database:
@@ -100,9 +117,34 @@ class Database:
         """
         return cls(await trio.to_thread.run_sync(_open, url))
 
-    def version(self) -> int | None:
-        """What `Engine.version` tells."""
-        return self._engine.version()
+    async def version(self) -> Hashable | None:
+        """What is another value once any change by any process has been acknowledged, or a read has failed: what is
+        used in place of a failed read is of no version. It was right at some moment since the call. None where it
+        can't be told now. All who ask a server at the same time share one question."""
+        number = self._engine.version()
+        if number is not None:
+            return self._failures, number
+        answer = await self._asking.answer()
+        return None if answer is None else (self._failures, answer[0])
+
+    async def _ask(self) -> tuple[str, datetime] | None:
+        moment = time.monotonic()
+        try:
+            answer = await trio.to_thread.run_sync(self._ask_version, limiter=self._asker)
+        except MetadataUnavailable:
+            return None  # whoever reads now is told why
+        if answer is not None:
+            self._clock = answer[1]
+            self.seen = Seen((self._failures, answer[0]), moment)
+        return answer
+
+    def _ask_version(self) -> tuple[str, datetime] | None:
+        with _translated():
+            return self._engine.ask_version()
+
+    def now(self) -> datetime:
+        """What the clock of the database showed when it told its version the last time."""
+        return datetime.now(UTC) if self._clock is None else self._clock
 
     def read_now(self, statement: str, **parameters: Any) -> list[tuple[Any, ...]] | None:
         """What `Engine.rows` finds: where that is None, `read` is the way, which also tells what is wrong."""
@@ -114,7 +156,11 @@ class Database:
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work` in a transaction that sees one state of the database. Raises `MetadataUnavailable`."""
-        return await trio.to_thread.run_sync(self._run, self._engine.read, work, limiter=self._readers)
+        try:
+            return await trio.to_thread.run_sync(self._run, self._engine.read, work, limiter=self._readers)
+        except MetadataUnavailable:
+            self._failures += 1
+            raise
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work` in a writing transaction. It is durable when this returns; what `work` raises undoes it.
@@ -167,7 +213,7 @@ def _engine(url: str) -> Engine:
         # Imported here: its driver is an extra.
         from .postgres import Postgres
 
-        return Postgres(url, connections=READERS + 1)
+        return Postgres(url, connections=READERS + 2)
     return Sqlite(url, connections=READERS + 1)
 
 

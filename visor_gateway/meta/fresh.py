@@ -17,7 +17,7 @@ class Fresh(Generic[K, V]):
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._version: int | None = None
+        self._version: Hashable | None = None
         self._values: dict[K, tuple[V, int]] = {}
         self._size = 0
 
@@ -26,14 +26,14 @@ class Fresh(Generic[K, V]):
         """Bytes that are kept now, as they were told."""
         return self._size
 
-    def find(self, version: int | None, key: K) -> V | None:
+    def find(self, version: Hashable | None, key: K) -> V | None:
         """The value, if it was kept under this version. `version` is what the repository says now."""
         if version is None or version != self._version:
             return None
         found = self._values.get(key)
         return None if found is None else found[0]
 
-    def keep(self, version: int | None, key: K, value: V, size: int) -> None:
+    def keep(self, version: Hashable | None, key: K, value: V, size: int) -> None:
         """Keep a value that was read after `version` was seen. `size`: its bytes, and its key's."""
         if version is None or size > self._limit:
             return

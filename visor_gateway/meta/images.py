@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -27,20 +27,21 @@ class SqlImageRepository:
     async def insert(self, image: Image) -> None:
         await self._database.write(partial(records.insert, image=image))
 
-    def version(self) -> int | None:
-        return self._database.version()
+    async def version(self) -> Hashable | None:
+        return await self._database.version()
 
     async def get(self, image_id: str) -> Image | None:
         with suppress(LookupError):
             return records.get_now(self._database, image_id)
+        version = self._database.seen.version
         try:
             image = await self._database.read(partial(records.get, image_id=image_id))
         except MetadataUnavailable:
-            if (kept := self._last.find(image_id)) is None:
+            if (kept := self._last.find(image_id, self._database.seen)) is None:
                 raise
             return kept
         if image is not None and image.access == "public" and image.status == "available":
-            self._last.keep(image_id, image)
+            self._last.keep(image_id, image, version)
         else:
             self._last.drop(image_id)
         return image
@@ -94,13 +95,14 @@ class SqlImageRepository:
     async def locations(self, image_id: str) -> list[Location]:
         with suppress(LookupError):
             return copies.of_image_now(self._database, image_id)
+        version = self._database.seen.version
         try:
             found = await self._database.read(partial(copies.of_image, image_id=image_id))
         except MetadataUnavailable:
-            if (kept := self._last_locations.find(image_id)) is None:
+            if (kept := self._last_locations.find(image_id, self._database.seen)) is None:
                 raise
             return kept
-        self._last_locations.keep(image_id, found)
+        self._last_locations.keep(image_id, found, version)
         return found
 
     async def copying(self, image_id: str) -> list[Attempt]:

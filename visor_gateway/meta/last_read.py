@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -13,28 +13,44 @@ V = TypeVar("V")
 KEPT: Final = 4096
 
 
+class Seen(NamedTuple):
+    """The version of the database that was told last, and a moment of the monotonic clock at which it was right."""
+
+    version: Hashable | None = None
+    moment: float = 0.0
+
+
+NEVER: Final = Seen()
+
+
 class LastRead(Generic[K, V]):
-    """Values as they were when they were last read, for `seconds` after that; 0 keeps none. Sans-IO."""
+    """Values as they were when they were last known to be right, for `seconds` after that; 0 keeps none. Sans-IO.
+
+    That is when they were read, or since then when the database still was of the version of which they are.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._values: dict[K, tuple[V, float]] = {}
+        self._values: dict[K, tuple[V, Seen]] = {}
 
-    def keep(self, key: K, value: V) -> None:
-        """Keep what was read just now."""
+    def keep(self, key: K, value: V, version: Hashable | None = None) -> None:
+        """Keep what was read just now, after `version` was told."""
         if not self._seconds:
             return
         self._values.pop(key, None)
         while len(self._values) >= KEPT:
             del self._values[next(iter(self._values))]
-        self._values[key] = value, time.monotonic()
+        self._values[key] = value, Seen(version, time.monotonic())
 
-    def find(self, key: K) -> V | None:
-        """The value, unless it was read too long ago."""
+    def find(self, key: K, last: Seen = NEVER) -> V | None:
+        """The value, unless it is too long ago that it was known to be right. `last`: what the database told last."""
         found = self._values.get(key)
-        if found is None or time.monotonic() - found[1] > self._seconds:
+        if found is None:
             return None
-        return found[0]
+        value, (version, moment) = found
+        if version is not None and version == last.version:
+            moment = max(moment, last.moment)
+        return value if time.monotonic() - moment <= self._seconds else None
 
     def drop(self, key: K) -> None:
         """Forget a value that is no longer right."""

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Any, Final, NoReturn, TypeVar
 
 import sqlalchemy as sa
@@ -18,7 +19,7 @@ from sqlalchemy.ext.compiler import compiles
 
 from ..errors import ConfigError, InvalidRequest, MetadataUnavailable
 from . import migrations
-from .schema import _DatabaseTime
+from .schema import _DatabaseTime, changes, database_time
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ _OLDEST: Final = 130000  # the first that tells how a transaction ended by a num
 _jitter: Final = random.SystemRandom()
 _LOCK: Final = 0x7669736F72  # of this program's writers in a database
 _TAKE_LOCK: Final = sa.text(f"SELECT pg_current_xact_id()::text, pg_advisory_xact_lock({_LOCK})")
+_VERSION: Final = sa.select(changes.c.mark, database_time())
 _OUTCOME: Final = sa.text("SELECT pg_xact_status(CAST(CAST(:number AS text) AS xid8))")
 
 
@@ -71,6 +73,7 @@ class Postgres:
         except ImportError as exc:
             raise ConfigError("[metadata] url: PostgreSQL needs the extra 'postgres' of visor-gateway") from exc
         self._reading = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        self._asking = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._writing = self._engine.execution_options(isolation_level="READ COMMITTED")
 
     def migrate(self) -> None:
@@ -152,8 +155,23 @@ class Postgres:
             yield connection
 
     def version(self) -> int | None:
-        """None: nothing tells for less than a read costs whether anything changed."""
+        """None: the network is waited for in threads alone."""
         return None
+
+    def ask_version(self) -> tuple[str, datetime]:
+        """As `database.Engine`: the mark of the last change that was committed. One statement, in no transaction of its
+        own. A connection that went while nobody used it is replaced, once."""
+        try:
+            return self._ask_version()
+        except sa.exc.DBAPIError as exc:
+            if not exc.connection_invalidated:
+                raise
+            return self._ask_version()
+
+    def _ask_version(self) -> tuple[str, datetime]:
+        with self._connected(self._asking) as connection:
+            mark, now = connection.execute(_VERSION).one()
+            return mark, now
 
     def rows(self, statement: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]] | None:
         """None: the network is waited for in threads alone."""

@@ -194,6 +194,16 @@ gateways: Final = sa.Table(
     sa.Column("expires_at", Timestamp, nullable=False),
 )
 
+#: One row, in PostgreSQL: a mark that is another one after any change of what gateways keep. Triggers that the
+#: migration made set it, in the transaction of the change. It is random, so that a database that is put back from a
+#: backup can't come to a mark that stood for something else.
+changes: Final = sa.Table(
+    "changes",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("mark", text(36), nullable=False),
+)
+
 #: Transfers that ended, the newest with the highest number; `meta.history` keeps them few.
 history: Final = sa.Table(
     "history",

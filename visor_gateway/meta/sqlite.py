@@ -86,6 +86,9 @@ class Sqlite:
         """What `LoopReader.version` tells."""
         return self._reader.version()
 
+    def ask_version(self) -> None:
+        """As `database.Engine`: what `version` can't tell at once is not told."""
+
     def rows(self, statement: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]] | None:
         """What `LoopReader.rows` finds."""
         return self._reader.rows(statement, parameters)

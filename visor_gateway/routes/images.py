@@ -50,7 +50,7 @@ async def _kept_page(request: Request, shown: Callable[[Image, str], dict[str, A
     async def make() -> Rendered:
         return Rendered(*render(await _page(request, shown), accept=accept))
 
-    version = request.services.images.version() if len(query) <= KEPT_QUERY else None
+    version = await request.services.images.version() if len(query) <= KEPT_QUERY else None
     return await request.services.pages.get(version, key, make)
 
 

@@ -30,14 +30,14 @@ class Kept(Generic[K, V]):
         """`limit`: bytes that may be kept; `size`: bytes of a value with its key."""
         self._fresh: Fresh[K, V] = Fresh(limit)
         self._sized = size
-        self._making: dict[tuple[int, K], _Making[V]] = {}
+        self._making: dict[tuple[Hashable, K], _Making[V]] = {}
 
     @property
     def size(self) -> int:
         """Bytes that are kept now."""
         return self._fresh.size
 
-    async def get(self, version: int | None, key: K, make: Callable[[], Awaitable[V]]) -> V:
+    async def get(self, version: Hashable | None, key: K, make: Callable[[], Awaitable[V]]) -> V:
         """The value of a key.
 
         Args:
@@ -58,7 +58,7 @@ class Kept(Generic[K, V]):
             found = making.values[0] if making.values else None
         return found
 
-    async def _make(self, version: int, key: K, make: Callable[[], Awaitable[V]]) -> V:
+    async def _make(self, version: Hashable, key: K, make: Callable[[], Awaitable[V]]) -> V:
         making = self._making[version, key] = _Making()
         try:
             value = await make()

@@ -55,7 +55,7 @@ async def _view(request: Request) -> View:
     async def make() -> View:
         return view(existing(await images.get(image_id), image_id), uri)
 
-    found = await request.services.views.get(images.version(), uri, make)
+    found = await request.services.views.get(await images.version(), uri, make)
     visible(found.image, image_id, request.caller)
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from datetime import datetime
 from typing import Protocol
 
@@ -111,10 +111,10 @@ class Written(msgspec.Struct, frozen=True, kw_only=True):
 class ImageRepository(Protocol):
     """Records of images. A record under a tombstone does not exist for any method but the sweep's."""
 
-    def version(self) -> int | None:
-        """A number that is another one after any change to any record, by any process, has been acknowledged. So what
-        was read since it was last seen is right for as long as it stays. None where that can't be told without
-        waiting: then nothing may be kept."""
+    async def version(self) -> Hashable | None:
+        """What is another value once any change to any record, by any process, has been acknowledged, or a read has
+        failed. It is as it was at some moment since the call. So what was read since it was last told is right for as
+        long as it stays. None where that can't be told now: then nothing may be kept."""
         ...
 
     async def insert(self, image: Image) -> None:

@@ -6,7 +6,7 @@ same transaction that the server is to be told, and tells it before it returns, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Final, TypeVar
 
@@ -36,8 +36,8 @@ class CatalogueImageRepository(SqlImageRepository):
 
     # --- reads ---------------------------------------------------------------------------------
 
-    def version(self) -> int | None:
-        return super().version() if self._catalogue.followed else None
+    async def version(self) -> Hashable | None:
+        return await super().version() if self._catalogue.followed else None
 
     async def get(self, image_id: str) -> Image | None:
         await self._catalogue.refresh(image_id)
