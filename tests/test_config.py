@@ -185,11 +185,14 @@ def test_secrets_come_from_systemd_credentials(read: Read, tmp_path: Path) -> No
     credentials = tmp_path / "credentials"
     credentials.mkdir()
     files = {"stores.s3.access_key": "a", "stores.s3.secret_key": CANARY, "metadata.url": "postgresql://u:p@h/n"}
+    files["accounts.url"] = "visor+https://:p@[::1]:4566"
     for name, content in (files | {"master.key": "m", "someone.elses": "x"}).items():
         (credentials / name).write_text(content)
     settings = read(S3, {"CREDENTIALS_DIRECTORY": str(credentials)})
     assert secret_key(settings) == CANARY
     assert settings.metadata.url.reveal() == "postgresql://u:p@h/n"
+    assert settings.accounts.url is not None
+    assert settings.accounts.url.reveal() == "visor+https://:p@[::1]:4566"
     assert settings.auth.master_key_file == credentials / "master.key"
 
 
@@ -280,6 +283,9 @@ WRONG = [
     ('[auth]\nanonymous_pull = "true"', "auth.anonymous_pull", "true or false"),
     ("[auth]\nclock_skew = -1", "auth.clock_skew", "a whole number"),
     ('[metadata]\nurl = "mysql://u:canary-5f1d@h/n"', "metadata.url", "sqlite:///PATH, postgresql://"),
+    ('[accounts]\nurl = "http://h:4566"', "accounts.url", "visor+http://HOST:PORT"),
+    (f'[accounts]\nurl = "visor+http://u:{CANARY}@h"', "accounts.url", "visor+http://HOST:PORT"),
+    (f'[accounts]\nurl = "visor+https://:{CANARY}@h/path"', "accounts.url", "visor+http://HOST:PORT"),
     ("[cache]\nmax_bytes = -1", "cache.max_bytes", "bytes"),
     ("[cache]\nfinish_percent = 101", "cache.finish_percent", "a whole number from 0 to 100"),
     ('[cache]\ndirectory = "data/images"', "cache.directory", "another directory"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from . import config
 from .datadir import DataDirectory
@@ -17,8 +17,21 @@ from .transfer.admission import Slots
 from .transfer.scrub import Plan
 
 
-def metadata(settings: config.Settings, directory: DataDirectory) -> AbstractAsyncContextManager[Metadata]:
+@asynccontextmanager
+async def metadata(settings: config.Settings, directory: DataDirectory) -> AsyncGenerator[Metadata, None]:
     """The records and accounts, open within the block. Raises as `open_metadata`."""
+    async with AsyncExitStack() as stack:
+        opened = await stack.enter_async_context(_records(settings, directory))
+        if settings.accounts.url is not None:
+            # Imported here: most gateways load nothing of it.
+            from .meta.visor.accounts import open_accounts
+
+            stale, url = settings.metadata.stale_if_error, settings.accounts.url.reveal()
+            await stack.enter_async_context(open_accounts(url, opened, stale_if_error=stale))
+        yield opened
+
+
+def _records(settings: config.Settings, directory: DataDirectory) -> AbstractAsyncContextManager[Metadata]:
     url, keys = settings.metadata.url.reveal(), settings.auth.master_key_file or directory.master_key
     stale = settings.metadata.stale_if_error
     database = directory.database(url)

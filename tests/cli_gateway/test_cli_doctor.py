@@ -542,3 +542,31 @@ def test_the_key_of_a_role_is_a_secret(tmp_path: Path) -> None:
     (tmp_path / "visor-gateway.toml").chmod(0o644)
     [found] = configuration.examine_secrets(tmp_path / "visor-gateway.toml")
     assert "meta_server.shared_key" in found.message
+
+
+@pytest.mark.parametrize(
+    ("url", "level"),
+    [
+        (f"visor+http://:{SECRET}@auth.example.org:4566", Level.WARNING),
+        ("visor+http://192.0.2.1", Level.WARNING),
+        (f"visor+https://:{SECRET}@auth.example.org", Level.OK),
+        ("visor+http://127.0.0.1:4566/", Level.OK),
+        ("visor+http://[::1]", Level.OK),
+        ("visor+http://localhost:4566", Level.OK),
+    ],
+)
+def test_secrets_that_can_be_read_on_the_way_from_an_auth_server_are_told(
+    tmp_path: Path, url: str, level: Level
+) -> None:
+    settings = settings_of(tmp_path, f'[accounts]\nurl = "{url}"')
+    [found] = configuration.examine_accounts(settings)
+    assert (found.check, found.level) == ("accounts", level)
+    assert SECRET not in found.message
+    assert configuration.secrets_of(settings) == [url]
+    (tmp_path / "visor-gateway.toml").chmod(0o644)
+    [told] = configuration.examine_secrets(tmp_path / "visor-gateway.toml")
+    assert "accounts.url" in told.message
+
+
+def test_without_an_auth_server_there_is_nothing_to_tell_of_it(tmp_path: Path) -> None:
+    assert list(configuration.examine_accounts(settings_of(tmp_path, ""))) == []

@@ -5,6 +5,7 @@ A backend opens the same metadata as often as asked, as several gateways would, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -22,26 +23,36 @@ import sqlalchemy as sa
 import trio
 from roles import KEY, Role, serving
 from servers.postgresql import PostgreSQL, start
+from servers.visor_auth import AuthServer
 from servers.visor_meta import MetaServer
 
 import visor_gateway
 from visor_gateway.image import Image
 from visor_gateway.meta.contract import Attempt, Written
 from visor_gateway.meta.sql import Metadata, open_metadata
+from visor_gateway.meta.visor.accounts import open_accounts
 from visor_gateway.meta.visor.opening import CatalogueMetadata, open_catalogue
 
-#: The modules about what may be at a Meta server: VISOR's, or another gateway's role. What other modules are about is
-#: always in the local database.
+#: The modules about what may be at a Meta or Auth server: VISOR's, or another gateway's role. What other modules are
+#: about is always in the local database.
 CATALOGUED = {
     "test_meta_images": ("visor", "role"),
     "test_meta_attempts": ("visor", "role"),
     "test_meta_copies": ("visor",),
     "test_meta_scrub": ("visor",),
+    "test_meta_accounts": ("auth", "auth_role"),
+    "test_meta_credentials": ("auth",),
 }
 
 
 class SqliteBackend:
-    """A SQLite database in a directory of its own."""
+    """A SQLite database in a directory of its own.
+
+    Attributes:
+        has_own_users: Whether users, not admins alone, are in it.
+    """
+
+    has_own_users = True
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -86,6 +97,8 @@ class SqliteBackend:
 
 class PostgresBackend:
     """A database of its own in a real PostgreSQL."""
+
+    has_own_users = True
 
     def __init__(self, directory: Path, server: PostgreSQL, database: str) -> None:
         self.directory = directory
@@ -134,6 +147,30 @@ class VisorBackend(SqliteBackend):
     async def open(self) -> AsyncGenerator[CatalogueMetadata, None]:
         async with open_catalogue(self.server_url, self.url, self.master_key) as metadata:
             metadata.catalogue.poll_seconds = 0
+            yield metadata
+
+
+class AuthBackend(SqliteBackend):
+    """An Auth server of VISOR's, or another gateway's role, and a SQLite database. It is asked at every read."""
+
+    has_own_users = False
+
+    def __init__(self, directory: Path, server: AuthServer | None, server_url: str) -> None:
+        super().__init__(directory)
+        self.server = server
+        self.server_url = server_url
+        self.stale_if_error = 0.0
+        self.users: Any = None  # what is known of the server's users, of the last that was opened
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[Metadata, None]:
+        async with (
+            super().open() as metadata,
+            open_accounts(self.server_url, metadata, stale_if_error=self.stale_if_error) as self.users,
+        ):
+            self.users.fresh_seconds = -1
+            self.users.rest_seconds = 0
+            self.users._server.document_seconds = 60.0
             yield metadata
 
 
@@ -188,6 +225,39 @@ def role_backend(tmp_path: Path, meta_role: Role, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("visor_gateway.meta.visor.images.TELL_SECONDS", 60.0)
     assert meta_role.gateway.admin.delete("/all").status in {200, 404}
     return VisorBackend(tmp_path, None, meta_role.url.replace("http://", f"visor+http://:{KEY}@"))
+
+
+@pytest.fixture
+def auth_server() -> Iterator[AuthServer]:
+    server = AuthServer()
+    try:
+        yield server
+    finally:
+        server.close()
+    assert server.failures == []
+
+
+@pytest.fixture
+def auth_backend(tmp_path: Path, auth_server: AuthServer) -> AuthBackend:
+    return AuthBackend(tmp_path, auth_server, auth_server.url)
+
+
+@pytest.fixture(scope="session")
+def auth_role(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Role, Path]]:
+    directory = tmp_path_factory.mktemp("auth")
+    with serving(directory, "auth") as role:
+        yield role, directory
+
+
+@pytest.fixture
+def auth_role_backend(tmp_path: Path, auth_role: tuple[Role, Path]) -> AuthBackend:
+    """The same, with another gateway's role `auth` in the place of VISOR's server. It forgets all former users."""
+    role, directory = auth_role
+    [database] = directory.glob("**/visor.sqlite3")
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("DELETE FROM accounts WHERE access_key != 'admin'")
+        connection.commit()
+    return AuthBackend(tmp_path, None, role.url.replace("http://", f"visor+http://:{KEY}@"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

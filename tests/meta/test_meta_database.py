@@ -126,7 +126,7 @@ async def test_a_database_that_fails_is_unavailable_and_tells_nothing_of_itself(
 
 
 async def test_the_cause_of_a_failure_shows_no_values(backend, metadata):
-    backend.run("DROP TABLE tokens", "DROP TABLE tickets", "DROP TABLE accounts")
+    backend.run("DROP TABLE auth_users", "DROP TABLE tokens", "DROP TABLE tickets", "DROP TABLE accounts")
     with pytest.raises(MetadataUnavailable) as caught:
         await metadata.accounts.create("key-of-alice", "address@example.org", "user")
     assert "address@example.org" not in str(caught.value.__cause__)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 import uuid
 
 import msgspec
 import pytest
 import trio
+from servers.visor_raw import BROKEN
 
 from visor_gateway.errors import MetadataUnavailable
 from visor_gateway.meta.contract import ImageQuery
@@ -208,68 +208,7 @@ async def test_an_answer_of_another_form_is_no_answer(metadata, server, stored, 
     await metadata.images.check()
 
 
-def endless(request) -> bool:
-    request.send_response(200)
-    request.send_header("Transfer-Encoding", "chunked")
-    request.end_headers()
-    try:
-        while True:
-            request.wfile.write(b"400\r\n" + b" " * 1024 + b"\r\n")
-    except OSError:
-        return True
-
-
-def dripping(request) -> bool:
-    request.send_response(200)
-    request.send_header("Content-Length", "60000")
-    request.end_headers()
-    try:
-        while True:
-            request.wfile.write(b" ")
-            request.wfile.flush()
-            time.sleep(0.01)
-    except OSError:
-        return True
-
-
-def dripping_head(request) -> bool:
-    try:
-        while True:
-            request.wfile.write(b"HTTP/1.1 200 OK\r\nx: y" if not hasattr(request, "begun") else b"y")
-            request.begun = True
-            request.wfile.flush()
-            time.sleep(0.01)
-    except OSError:
-        return True
-
-
-def cut(request) -> bool:
-    request.send_response(200)
-    request.send_header("Content-Length", "60000")
-    request.end_headers()
-    request.wfile.write(b'{"image":')
-    return True
-
-
-def unframed(request) -> bool:
-    request.wfile.write(b'HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{"images":[]}')
-    return True
-
-
-def redirecting(request) -> bool:
-    request.send_response(302)
-    request.send_header("Location", "http://127.0.0.1:1/")
-    request.send_header("Content-Length", "0")
-    request.end_headers()
-    return True
-
-
-def no_http(request) -> bool:
-    request.wfile.write(b"SSH-2.0-x\r\n")
-    return True
-
-
-@pytest.mark.parametrize("raw", [endless, dripping, dripping_head, cut, unframed, redirecting, no_http])
+@pytest.mark.parametrize("raw", BROKEN)
 async def test_an_exchange_that_never_ends_or_breaks_is_no_answer(metadata, server, stored, raw) -> None:
     asked = metadata.catalogue._server
     asked.document_seconds = asked.list_seconds = 0.3

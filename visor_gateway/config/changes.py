@@ -14,7 +14,7 @@ NEXT_START: Final = frozenset({
     "server.bind", "server.roles", "meta_server.bind", "auth_server.bind",
     "server.workers", "server.backlog", "server.notsent_lowat", "server.notsent_lowat_fast",
     "server.pump_threads", "server.pump_nice", "server.pump_quantum", "server.stall_timeout",
-    "auth.master_key_file", "metadata.url", "peers.url", "peers.name",
+    "auth.master_key_file", "metadata.url", "accounts.url", "peers.url", "peers.name",
     "cache.directory", "cache.max_bytes", "cache.spool_max_bytes", "cache.min_free",
 })  # fmt: skip
 #: Sections that say whether listeners speak TLS at all; a certificate in place of another one is taken at once.

@@ -239,6 +239,13 @@ def _database(value: object) -> Secret:
     return Secret(url)
 
 
+def _auth_server(value: object) -> Secret:
+    url = _text(value)
+    if not re.fullmatch(r"visor\+https?://(:[^@/\s]+@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?/?", url):
+        raise ValueError
+    return Secret(url)
+
+
 # --- kinds ---------------------------------------------------------------------------------------
 
 
@@ -349,6 +356,7 @@ ROLES: Final = several("image, meta, auth", choice("image", "meta", "auth").pars
 DATABASE: Final = Kind(
     "sqlite:///PATH, postgresql://USER:PASSWORD@HOST/NAME or visor+http://HOST:PORT", _database, secret=True
 )
+AUTH_SERVER: Final = Kind("visor+http://HOST:PORT or visor+https://:KEY@HOST:PORT", _auth_server, secret=True)
 ADDRESSES: Final = several("HOST:PORT or unix:/PATH", _address, empty=False)
 NETWORKS: Final = several("addresses or networks such as 10.0.0.0/8", _network)
 ORIGINS: Final = several("origins http(s)://HOST[:PORT]", _origin)

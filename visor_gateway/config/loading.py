@@ -186,7 +186,7 @@ def _from_credentials(environ: Mapping[str, str]) -> Layer:
 
 def _is_secret(key: str) -> bool:
     section, _, rest = key.partition(".")
-    depth = {"metadata": 0, "meta_server": 0, "auth_server": 0, "stores": 1}.get(section)
+    depth = {"metadata": 0, "accounts": 0, "meta_server": 0, "auth_server": 0, "stores": 1}.get(section)
     return depth is not None and rest.count(".") == depth and rest.rpartition(".")[2] in SECRET_KEYS
 
 

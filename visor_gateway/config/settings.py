@@ -171,9 +171,17 @@ class Metadata(Section, frozen=True, kw_only=True):
     stale_if_error: Annotated[
         float,
         kinds.seconds(zero=True),
-        "How long after they were last read public images, accounts and tokens may be used while PostgreSQL or the Meta"
-        " server is away; 0 for not at all.",
+        "How long after they were last read public images, accounts and tokens may be used while PostgreSQL, the Meta"
+        " or the Auth server is away; 0 for not at all.",
     ] = 300.0
+
+
+class Accounts(Section, frozen=True, kw_only=True):
+    """Users of an Auth server."""
+
+    url: Annotated[
+        Secret | None, kinds.AUTH_SERVER, "A VISOR Auth server that has the users; unset: they are in the database."
+    ] = None
 
 
 class Peers(Section, frozen=True, kw_only=True):
@@ -379,6 +387,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     auth_server: AuthServer
     auth: Auth
     metadata: Metadata
+    accounts: Accounts
     peers: Peers
     digests: Digests
     cache: Cache
@@ -399,7 +408,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SECTIONS: Final[Mapping[str, type[Section]]] = get_type_hints(Settings)
-_WITH_SECRETS: Final[tuple[type[Section], ...]] = (Metadata, PeerServer, *STORE_TYPES.values())
+_WITH_SECRETS: Final[tuple[type[Section], ...]] = (Metadata, Accounts, PeerServer, *STORE_TYPES.values())
 SECRET_KEYS: Final = frozenset(
     declared.key for cls in _WITH_SECRETS for declared in cls.declared() if declared.kind.secret
 )

@@ -47,6 +47,9 @@ class SqlAccountRepository:
         self._master_key = master_key
         self._rows = AccountRows(database)
 
+    async def check(self) -> None:
+        """Nothing: they are in the database of the images."""
+
     async def get(self, access_key: str) -> User | None:
         version = await self._database.version()
         with suppress(LookupError, UnknownKey):

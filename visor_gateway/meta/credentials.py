@@ -2,6 +2,8 @@
 
 `contract` says what each does and raises. Only digests are stored. What is over is purged a few rows at a time, by
 those who add rows.
+
+`account_id` is given for a user of an Auth server, whose row in `accounts` is that of a deleted account.
 """
 
 from __future__ import annotations
@@ -32,9 +34,14 @@ _TOKEN: Final = sa.select(
 
 
 def issue_token(
-    connection: sa.Connection, access_key: str, expires_at: datetime, read_only: bool, name: str | None
+    connection: sa.Connection,
+    access_key: str,
+    expires_at: datetime,
+    read_only: bool,
+    name: str | None,
+    account_id: str | None = None,
 ) -> tuple[Token, str]:
-    account_id, text = _account_id(connection, access_key), new_text()
+    account_id, text = account_id or _account_id(connection, access_key), new_text()
     _purge(connection, tokens, tokens.c.id)
     token = Token(
         id=str(uuid.uuid4()),
@@ -58,14 +65,14 @@ def issue_token(
     return token, text
 
 
-def tokens_of(connection: sa.Connection, access_key: str) -> list[Token]:
-    account_id = _account_id(connection, access_key)
+def tokens_of(connection: sa.Connection, access_key: str, account_id: str | None = None) -> list[Token]:
+    account_id = account_id or _account_id(connection, access_key)
     valid = _TOKEN.where(tokens.c.account_id == account_id, tokens.c.expires_at > database_time())
     return [_token(row) for row in connection.execute(valid.order_by(tokens.c.created_at, tokens.c.id))]
 
 
-def revoke_token(connection: sa.Connection, access_key: str, token_id: str) -> Token:
-    account_id = _account_id(connection, access_key)
+def revoke_token(connection: sa.Connection, access_key: str, token_id: str, account_id: str | None = None) -> Token:
+    account_id = account_id or _account_id(connection, access_key)
     row = connection.execute(_TOKEN.where(tokens.c.account_id == account_id, tokens.c.id == token_id)).one_or_none()
     if row is None:
         raise NotFound(f"No token found with id '{token_id}'.")
@@ -89,8 +96,10 @@ def use_once(connection: sa.Connection, kind: str, value: str, expires_at: datet
     return True
 
 
-def issue_ticket(connection: sa.Connection, access_key: str, route: str, expires_at: datetime) -> str:
-    account_id, text = _account_id(connection, access_key), new_text()
+def issue_ticket(
+    connection: sa.Connection, access_key: str, route: str, expires_at: datetime, account_id: str | None = None
+) -> str:
+    account_id, text = account_id or _account_id(connection, access_key), new_text()
     _purge(connection, tickets, tickets.c.digest)
     connection.execute(
         tickets.insert().values(digest=digest(text), account_id=account_id, route=route, expires_at=expires_at)

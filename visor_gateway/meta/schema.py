@@ -254,3 +254,13 @@ catalogue_marker: Final = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("instance_id", text(36), nullable=False),
 )
+
+#: Users of a VISOR Auth server that tokens, tickets or a deletion are kept of (`meta.visor.users`). Their rows in
+#: `accounts` are those of deleted accounts: without the server nobody gets in by them.
+auth_users: Final = sa.Table(
+    "auth_users",
+    metadata,
+    sa.Column("account_id", text(36), sa.ForeignKey("accounts.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("remote_id", text(36), nullable=False),
+    sa.Column("deleted", sa.Boolean, nullable=False),
+)

@@ -13,6 +13,7 @@ import trio
 
 from ..errors import ConfigError
 from .accounts import SqlAccountRepository, key_ids
+from .contract import AccountRepository
 from .database import Database
 from .gateways import PeerKeys, SqlGatewayRepository
 from .history import SqlHistoryRepository
@@ -34,6 +35,7 @@ class Metadata:
     """
 
     images: SqlImageRepository
+    accounts: AccountRepository
 
     def __init__(self, database: Database, master_key: MasterKey, *, stale_if_error: float = 0) -> None:
         self.database = database
@@ -47,6 +49,7 @@ class Metadata:
     async def check(self) -> None:
         """Raises `MetadataUnavailable` when the database can't be used."""
         await self.images.check()
+        await self.accounts.check()
 
     async def serve(self) -> None:
         """What the metadata has to do for as long as the gateway runs, until cancelled."""

@@ -43,6 +43,7 @@ async def _metadata(services: Services) -> str:
     try:
         with trio.fail_after(CHECK_SECONDS):
             await services.images.check()
+            await services.accounts.check()
     except (GatewayError, trio.TooSlowError):
         return "failed"
     return "ok"

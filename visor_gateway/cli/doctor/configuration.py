@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import stat
 import tomllib
@@ -23,7 +24,8 @@ RENEW_BEFORE: Final = timedelta(days=14)
 def secrets_of(settings: Settings) -> list[str]:
     """The text of every secret in the settings, and the password in a URL."""
     texts = []
-    for section in (settings.metadata, settings.meta_server, settings.auth_server, *settings.stores.named.values()):
+    servers = (settings.metadata, settings.accounts, settings.meta_server, settings.auth_server)
+    for section in (*servers, *settings.stores.named.values()):
         for name in section.__struct_fields__:
             value = getattr(section, name)
             if isinstance(value, Secret):
@@ -60,7 +62,7 @@ def _document(file: Path) -> Mapping[str, Any]:
 
 def _secret_keys(document: Mapping[str, Any], suffix: str) -> Iterator[tuple[str, str]]:
     """Keys of secrets with this ending, and their values."""
-    tables = {name: document.get(name) for name in ("metadata", "meta_server", "auth_server")}
+    tables = {name: document.get(name) for name in ("metadata", "accounts", "meta_server", "auth_server")}
     stores = document.get("stores")
     if isinstance(stores, Mapping):
         tables |= {f"stores.{name}": table for name, table in stores.items()}
@@ -100,6 +102,22 @@ def examine_roles(settings: Settings) -> Iterator[Finding]:
             )
         if not wide and not open_to:
             yield ok(check, f"listens on {', '.join(peers.bind)}")
+
+
+def examine_accounts(settings: Settings) -> Iterator[Finding]:
+    """What can be read on the way to the Auth server that has the users."""
+    if settings.accounts.url is None:
+        return
+    scheme, _, address = settings.accounts.url.reveal().rstrip("/").partition("://")
+    server = address.rpartition("@")[2]
+    if scheme == "visor+http" and not _is_local(server if re.search(r":\d+\Z", server) else f"{server}:0"):
+        yield warning(
+            "accounts",
+            f"{server} is asked without TLS: users' secrets can be read on the way",
+            "set accounts.url to visor+https://, or reach the server through a tunnel on loopback",
+        )
+    else:
+        yield ok("accounts", f"users' secrets can't be read on the way from {server}")
 
 
 def _is_local(address: str) -> bool:

@@ -66,6 +66,7 @@ async def _examine(
         checks += [
             ("tls", lambda: configuration.examine_tls(known)),
             ("roles", lambda: configuration.examine_roles(known)),
+            ("accounts", lambda: configuration.examine_accounts(known)),
             ("database", lambda: records.examine_records(directory, known)),
             ("space", lambda: files.examine_space(directory, known)),
             ("descriptors", lambda: [service.examine_descriptors(directory, known, unit)]),

@@ -41,7 +41,14 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AccountRepository(Protocol):
-    """Accounts, tokens, and what makes signatures and tickets usable once."""
+    """Accounts, tokens, and what makes signatures and tickets usable once.
+
+    Every method raises `MetadataUnavailable` when what keeps the accounts can't be used now.
+    """
+
+    async def check(self) -> None:
+        """Whether accounts can be read, as far as that is not told by the repository of images."""
+        ...
 
     async def get(self, access_key: str) -> User | None:
         """One account, or None (a deleted one too)."""
@@ -69,13 +76,18 @@ class AccountRepository(Protocol):
 
         Raises:
             NotFound: `No user found with access_key '<key>'.`
-            Conflict: The last admin would be lost.
+            Conflict: The last admin would be lost, or it is kept by an Auth server, whose users can't be admin.
             InvalidField: The email or role is invalid.
         """
         ...
 
     async def rotate(self, access_key: str) -> User:
-        """Give an account a new secret; the old one is void at once. Raises `NotFound`."""
+        """Give an account a new secret; the old one is void at once.
+
+        Raises:
+            NotFound: No such account.
+            Conflict: It is kept by an Auth server, which can't give another secret.
+        """
         ...
 
     async def delete(self, access_key: str) -> User:
