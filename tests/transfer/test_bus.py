@@ -166,6 +166,18 @@ async def test_commands_to_a_member_that_goes_or_is_not_there_fail() -> None:
     center.publish(NEWS, "to nobody")
 
 
+async def test_a_member_that_died_is_gone_and_ends_nobody_where_that_shows_in_writing_first() -> None:
+    center = Bus()
+    center.subscribe(NEWS, lambda member, text: None)  # which members are told of
+    kept_open, never = trio.testing.memory_stream_one_way_pair()
+    sender, taker = trio.testing.memory_stream_one_way_pair()
+    await taker.aclose()
+    with trio.fail_after(60):
+        await center.attach("one", trio.StapledStream(sender, never))
+    assert not center.members
+    await kept_open.aclose()
+
+
 async def test_a_member_that_takes_nothing_is_cut_off_and_costs_nobody_anything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -140,6 +140,7 @@ class Link:
         Raises:
             trio.BrokenResourceError: The peer is gone.
         """
+        broken: trio.BrokenResourceError | trio.ClosedResourceError | None = None
         async with trio.open_nursery() as nursery:
 
             async def cut() -> None:
@@ -147,11 +148,21 @@ class Link:
                 nursery.cancel_scope.cancel(reason="the peer takes nothing")
 
             nursery.start_soon(cut)
-            while True:
-                await self._wake.wait()
-                self._wake = trio.Event()
-                while self._queue:
-                    await self._stream.send_all(self._next_piece())
+            try:
+                await self._write_all()
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+                # Carried out of the nursery as it is, not wrapped into a group.
+                broken = exc
+            nursery.cancel_scope.cancel(reason="the peer is gone")
+        if broken is not None:
+            raise broken
+
+    async def _write_all(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            while self._queue:
+                await self._stream.send_all(self._next_piece())
 
     def _next_piece(self) -> bytes:
         pieces, size = [], 0
