@@ -134,6 +134,10 @@ class Edge:
         self.peers.append(Peer(sock))
         return self.peers[-1]
 
+    @property
+    def listening_descriptor(self) -> int:
+        return self.server._listeners[0].socket.fileno()
+
     def admitted(self) -> int:
         """Connections that the server has taken from the queue."""
         counts = self.metrics.connections_accepted, self.metrics.connections_refused

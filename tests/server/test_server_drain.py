@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any
 
 import pytest
@@ -242,3 +244,13 @@ async def test_drains_before_and_after_serving_return_at_once() -> None:
     async with serving(hello) as edge:
         await edge.server.drain(1)
         await edge.server.drain(3600)
+
+
+async def test_a_drain_that_begins_just_as_a_client_arrives_is_no_failure() -> None:
+    # Which of the two tasks that the arrival wakes runs first is left to chance.
+    for _ in range(20):
+        async with serving(hello) as edge:
+            with socket.socket() as client, socket.socket(fileno=os.dup(edge.listening_descriptor)) as listening:
+                client.connect(("127.0.0.1", edge.port))
+                await trio.lowlevel.wait_readable(listening)
+                await edge.server.drain(0)

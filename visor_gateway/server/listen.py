@@ -117,6 +117,7 @@ class Server:
         self._connections: set[Connection] = set()
         self._refused = 0
         self._draining = False
+        self._cutting = False
         self._serving = False
         self._ended = trio.Event()
         self.endpoints: tuple[Endpoint, ...] = ()
@@ -202,6 +203,8 @@ class Server:
         while True:
             try:
                 stream = await listener.accept()
+            except trio.ClosedResourceError:
+                return  # a client arrived just as the listening ended
             except OSError as exc:
                 # Nothing that one accept reports may end the listener.
                 _log.warning("accept failed", error=errno.errorcode.get(exc.errno or 0, str(exc)))
@@ -238,6 +241,11 @@ class Server:
         self._connections.add(connection)
         self._metrics.connections.set(len(self._connections))
         connections.start_soon(self._run, connection)
+        # One that was taken just as the drain began.
+        if self._draining:
+            connection.drain()
+        if self._cutting:
+            connection.cut("drain")
 
     async def _refuse(self, wire: Wire) -> None:
         try:
@@ -293,6 +301,7 @@ class Server:
                 await self._ended.wait()
             for connection in tuple(self._connections):
                 connection.go_away()
+        self._cutting = True
         for connection in tuple(self._connections):
             connection.cut("drain")
         await self._ended.wait()

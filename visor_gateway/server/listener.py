@@ -69,7 +69,7 @@ class Listener:
         return self._accepting.socket
 
     async def accept(self) -> trio.SocketStream:
-        """The next connection. Raises `OSError`, after which one may accept again."""
+        """The next connection. Raises `OSError`, after which one may accept again, and `trio.ClosedResourceError`."""
         return await self._accepting.accept()
 
 
