@@ -87,7 +87,7 @@ BRIEF: Final = ("_id", "uri", "name", "architecture", "type", "format", "store",
 NAME_LIMIT: Final = 255  # characters
 ATTRIBUTE_LIMIT: Final = 32  # custom attributes of one record
 RECORD_LIMIT: Final = 6 * 1024  # bytes of all names and values: the head that shows them must fit other servers' limits
-_ATTRIBUTE_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,63}\Z")
+ATTRIBUTE_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,63}\Z")
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,7 +213,7 @@ def checked(fields: Mapping[str, str]) -> Fields:
     named = {name: _checked_value(name, value) for name, value in fields.items() if name in CLIENT_FIELDS}
     attributes = {name: value for name, value in fields.items() if name not in CLIENT_FIELDS}
     for name in attributes:
-        if not _ATTRIBUTE_NAME.match(name):
+        if not ATTRIBUTE_NAME.match(name):
             raise InvalidField(f"Invalid attribute name '{name}': lower-case letters, digits and _, at most 64")
     return Fields(named=named, attributes=attributes)
 

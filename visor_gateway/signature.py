@@ -15,6 +15,7 @@ import base64
 import functools
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -28,6 +29,8 @@ SHA1: Final = "VISOR"
 SHA256: Final = "VISOR-HMAC-SHA256"
 BEARER: Final = "Bearer"
 
+# No `:`, which ends it in credentials. Dot segments would vanish from a URL's path (RFC 3986, 5.2.4).
+ACCESS_KEY: Final = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}\Z")
 _DATE_LENGTH: Final = 64  # bytes; the longest form of RFC 9110 has 33
 NONCE_LENGTH: Final = range(16, 65)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from gateway_process import Gateway, running
 from origin_server import Origin
+from servers.visor_http import opened
 from servers.visor_meta import MetaServer
 from wire import Client, eventually
 
@@ -30,12 +31,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 @pytest.fixture
 def server() -> Iterator[MetaServer]:
-    server = MetaServer()
-    try:
+    with opened(MetaServer) as server:
         yield server
-    finally:
-        server.close()
-    assert server.failures == []
 
 
 @pytest.fixture

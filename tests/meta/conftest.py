@@ -24,6 +24,7 @@ import trio
 from roles import KEY, Role, serving
 from servers.postgresql import PostgreSQL, start
 from servers.visor_auth import AuthServer
+from servers.visor_http import opened
 from servers.visor_meta import MetaServer
 
 import visor_gateway
@@ -199,12 +200,8 @@ def postgres_backend(tmp_path: Path, postgresql: PostgreSQL) -> Iterator[Postgre
 
 @pytest.fixture
 def meta_server() -> Iterator[MetaServer]:
-    server = MetaServer()
-    try:
+    with opened(MetaServer) as server:
         yield server
-    finally:
-        server.close()
-    assert server.failures == []
 
 
 @pytest.fixture
@@ -229,12 +226,8 @@ def role_backend(tmp_path: Path, meta_role: Role, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def auth_server() -> Iterator[AuthServer]:
-    server = AuthServer()
-    try:
+    with opened(AuthServer) as server:
         yield server
-    finally:
-        server.close()
-    assert server.failures == []
 
 
 @pytest.fixture

@@ -99,6 +99,34 @@ async def test_what_was_undone_is_no_change_that_is_missed(backend, metadata, ma
         seen.add(version)
 
 
+@pytest.mark.parametrize("change", ["rotate", "delete"])
+async def test_a_secret_that_is_kept_is_void_at_once_at_every_gateway(backend, change):
+    async with backend.open() as ours, backend.open() as others:
+        user = await others.accounts.create("someone", "a@example.org", "user")
+        _, text = await others.accounts.issue_token("someone", expires_at=SOON, read_only=False, name=None)
+        for _ in range(2):
+            assert await ours.accounts.get("someone") == user
+            assert (await ours.accounts.find_token(text))[1] == user
+        await getattr(others.accounts, change)("someone")
+        found, by_token = await ours.accounts.get("someone"), await ours.accounts.find_token(text)
+        if change == "delete":
+            assert (found, by_token) == (None, None)
+        else:
+            assert found.secret_key != user.secret_key
+            assert by_token[1] == found
+
+
+async def test_a_token_that_is_kept_is_void_at_once_when_revoked_at_another_gateway(backend):
+    async with backend.open() as ours, backend.open() as others:
+        await others.accounts.create("someone", "a@example.org", "user")
+        for _ in range(5):
+            token, text = await others.accounts.issue_token("someone", expires_at=SOON, read_only=True, name="ci")
+            for _ in range(2):
+                assert (await ours.accounts.find_token(text))[0] == token
+            await others.accounts.revoke_token("someone", token.id)
+            assert await ours.accounts.find_token(text) is None
+
+
 # --- several gateways on one PostgreSQL --------------------------------------------------------
 
 
@@ -130,34 +158,6 @@ async def test_a_change_behind_the_gateways_is_another_version_too(postgres_back
             version = await metadata.images.version()
             postgres_backend.run(statement)
             assert await metadata.images.version() != version
-
-
-@pytest.mark.parametrize("change", ["rotate", "delete"])
-async def test_a_secret_that_is_kept_is_void_at_once_at_every_gateway(postgres_backend, change):
-    async with postgres_backend.open() as ours, postgres_backend.open() as others:
-        user = await others.accounts.create("someone", "a@example.org", "user")
-        _, text = await others.accounts.issue_token("someone", expires_at=SOON, read_only=False, name=None)
-        for _ in range(2):
-            assert await ours.accounts.get("someone") == user
-            assert (await ours.accounts.find_token(text))[1] == user
-        await getattr(others.accounts, change)("someone")
-        found, by_token = await ours.accounts.get("someone"), await ours.accounts.find_token(text)
-        if change == "delete":
-            assert (found, by_token) == (None, None)
-        else:
-            assert found.secret_key != user.secret_key
-            assert by_token[1] == found
-
-
-async def test_a_token_that_is_kept_is_void_at_once_when_revoked_at_another_gateway(postgres_backend):
-    async with postgres_backend.open() as ours, postgres_backend.open() as others:
-        await others.accounts.create("someone", "a@example.org", "user")
-        for _ in range(5):
-            token, text = await others.accounts.issue_token("someone", expires_at=SOON, read_only=True, name="ci")
-            for _ in range(2):
-                assert (await ours.accounts.find_token(text))[0] == token
-            await others.accounts.revoke_token("someone", token.id)
-            assert await ours.accounts.find_token(text) is None
 
 
 async def test_accounts_and_tokens_are_read_once_while_nothing_changes(postgres_backend, monkeypatch):

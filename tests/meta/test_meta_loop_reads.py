@@ -43,32 +43,6 @@ async def test_our_own_writes_change_the_version(backend, make_image):
     assert None not in versions
 
 
-@pytest.mark.parametrize("change", ["rotate", "delete"])
-async def test_a_secret_is_void_at_once_whoever_made_it_so(backend, change):
-    async with backend.open() as ours, backend.open() as others:
-        user = await others.accounts.create("someone", "a@example.org", "user")
-        _, text = await others.accounts.issue_token("someone", expires_at=later(), read_only=False, name=None)
-        for _ in range(2):
-            assert await ours.accounts.get("someone") == user
-            assert (await ours.accounts.find_token(text))[1] == user
-        await getattr(others.accounts, change)("someone")
-        found, by_token = await ours.accounts.get("someone"), await ours.accounts.find_token(text)
-        if change == "delete":
-            assert (found, by_token) == (None, None)
-        else:
-            assert found.secret_key != user.secret_key
-            assert by_token[1] == found
-
-
-async def test_a_token_is_void_at_once_when_revoked_elsewhere(backend):
-    async with backend.open() as ours, backend.open() as others:
-        await others.accounts.create("someone", "a@example.org", "user")
-        token, text = await others.accounts.issue_token("someone", expires_at=later(), read_only=True, name="ci")
-        assert (await ours.accounts.find_token(text))[0] == token
-        await others.accounts.revoke_token("someone", token.id)
-        assert await ours.accounts.find_token(text) is None
-
-
 async def test_a_token_that_is_kept_is_void_when_its_time_is_over(backend, monkeypatch):
     class Clock(datetime):
         ahead = timedelta(0)

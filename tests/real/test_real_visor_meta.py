@@ -6,6 +6,7 @@ import socket
 
 import pytest
 from gateway_process import launch, running
+from servers.visor_http import opened
 from servers.visor_meta import MetaServer
 from wire import eventually, store_image
 
@@ -17,12 +18,8 @@ anonymous_pull = true
 
 @pytest.fixture
 def server():
-    server = MetaServer()
-    try:
+    with opened(MetaServer) as server:
         yield server
-    finally:
-        server.close()
-    assert server.failures == []
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socketserver
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 Row = dict[str, Any]
@@ -125,3 +126,17 @@ class _Server(ThreadingHTTPServer):
 def now() -> str:
     """The present moment as Ruby writes it."""
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S +0000")
+
+
+S = TypeVar("S", bound=VisorHttp)
+
+
+@contextlib.contextmanager
+def opened(kind: type[S]) -> Generator[S]:
+    """A server for the length of a block, which must not have been given what it could not put into SQL."""
+    server = kind()
+    try:
+        yield server
+    finally:
+        server.close()
+    assert server.failures == []

@@ -9,6 +9,7 @@ import string
 from typing import Final
 
 from ..errors import InvalidField
+from ..signature import ACCESS_KEY
 
 ROLES: Final = ("user", "admin")
 #: Fields that a list of accounts can be filtered by.
@@ -17,15 +18,13 @@ SHOWN: Final = ("_id", "access_key", "email", "role", "created_at", "updated_at"
 SECRET_LENGTH: Final = 40  # characters of 62: 238 bits
 SECRET_ALPHABET: Final = string.ascii_letters + string.digits
 TEXT_BYTES: Final = 32  # of a token or ticket, random
-# No `:`, which ends the access key in credentials. Dot segments would vanish from a URL's path (RFC 3986, 5.2.4).
-_ACCESS_KEY: Final = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}\Z")
 _EMAIL: Final = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z0-9-]{1,63}\Z")
 _EMAIL_LIMIT: Final = 254  # RFC 5321, 4.5.3.1.3
 
 
 def check_access_key(access_key: str) -> None:
     """Raises `InvalidField` unless it is 1 to 64 of letters, digits, `.`, `_` and `-`."""
-    if not _ACCESS_KEY.match(access_key):
+    if not ACCESS_KEY.match(access_key):
         raise InvalidField("Invalid access_key: it must have 1 to 64 letters, digits, '.', '_' or '-'")
 
 

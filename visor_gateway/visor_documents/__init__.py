@@ -24,6 +24,7 @@ from .answers import (
 from .fields import (
     BRIEF_IMAGE_FIELDS,
     IMAGE_FIELDS,
+    NAMED,
     NO_IMAGES,
     NO_IMAGES_FILTERED,
     NO_ROUTE,
@@ -39,6 +40,7 @@ from .requests import ImageChanges, image_request, read_image_request, read_user
 __all__ = [
     "BRIEF_IMAGE_FIELDS",
     "IMAGE_FIELDS",
+    "NAMED",
     "NO_IMAGES",
     "NO_IMAGES_FILTERED",
     "NO_ROUTE",

@@ -8,9 +8,8 @@ from typing import Any
 
 import msgspec
 
-from ..image import ATTRIBUTE_LIMIT, RECORD_LIMIT, Image
+from ..image import ATTRIBUTE_LIMIT, ATTRIBUTE_NAME, RECORD_LIMIT, Image
 from .fields import (
-    ATTRIBUTE_NAME,
     BRIEF_IMAGE_FIELDS,
     CONTROLS,
     IMAGE_CHECKS,

@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from ..image import ACCESS, ARCHITECTURES, FORMATS, NAME_LIMIT, TYPES
+from ..signature import ACCESS_KEY
 
 STATUSES: Final = ("locked", "uploading", "error", "available")
 #: Fields of an image in the order in which a Meta server writes them; custom attributes or `others` follow.
@@ -69,11 +70,9 @@ LOCATION_LIMIT: Final = 4096
 SIZE_LIMIT: Final = (1 << 63) - 1
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
-_ACCESS_KEY: Final = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}\Z")
 _SECRET: Final = re.compile(r"[\x21-\x7e]{1,255}\Z")
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]+\Z")
 CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f]")
-ATTRIBUTE_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,63}\Z")
 _MOMENT: Final = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(\.\d{1,6})?\d* ?(Z|UTC|[+-]\d\d:?\d\d)\Z", re.ASCII)
 
 
@@ -198,7 +197,7 @@ IMAGE_CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "location": _matching(_VISIBLE, LOCATION_LIMIT),
     "kernel": _matching(_UUID),
     "ramdisk": _matching(_UUID),
-    "owner": _matching(_ACCESS_KEY),
+    "owner": _matching(ACCESS_KEY),
     "status": _one_of(STATUSES),
     "size": _count,
     "created_at": _moment,
@@ -210,7 +209,7 @@ IMAGE_CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
 }
 USER_CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "_id": _matching(_UUID),
-    "access_key": _matching(_ACCESS_KEY),
+    "access_key": _matching(ACCESS_KEY),
     "secret_key": _matching(_SECRET),
     "email": _matching(_VISIBLE),
     "created_at": _moment,

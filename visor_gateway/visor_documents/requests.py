@@ -8,9 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from ..errors import InvalidField, InvalidRequest
-from ..image import ACCESS, ARCHITECTURES, FORMATS, TYPES
+from ..image import ACCESS, ARCHITECTURES, ATTRIBUTE_NAME, FORMATS, TYPES
 from .fields import (
-    ATTRIBUTE_NAME,
     CONTROLS,
     IMAGE_CHECKS,
     MANDATORY_IMAGE_FIELDS,

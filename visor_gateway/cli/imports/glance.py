@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from .item import UUID, Item, Skipped, Unfit, check_record, custom_attributes, quoted, text_value
+from .item import UUID, Item, Skipped, Unfit, check_record, custom_attributes, each_once, quoted, text_value
 
 ID_ATTRIBUTE: Final = "glance_id"
 #: Fields that say something of Glance alone, of the bytes, or where they are; locations may hold credentials.
@@ -73,15 +73,7 @@ class Reader:
 
     def read(self, images: Iterable[Any]) -> list[Item | Skipped]:
         """Every image, in the order of the list; one that is listed again is skipped."""
-        found: list[Item | Skipped] = []
-        seen: set[str] = set()
-        for image in images:
-            read = self._read(image)
-            if read.source_id and read.source_id in seen:
-                read = Skipped(source_id=read.source_id, name=read.name, reason="it is listed twice")
-            seen.add(read.source_id)
-            found.append(read)
-        return found
+        return each_once(images, self._read)
 
     def _read(self, image: Any) -> Item | Skipped:
         if not isinstance(image, dict):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
 from ...errors import InvalidField
-from ...image import CLIENT_FIELDS, GATEWAY_FIELDS, checked, create
+from ...image import ATTRIBUTE_NAME, CLIENT_FIELDS, GATEWAY_FIELDS, checked, create
 
-ATTRIBUTE_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,63}\Z")
 UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 _UNFIT: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -107,6 +106,19 @@ def _check_name(name: str, taken: Collection[str]) -> None:
         raise Unfit("no name that an attribute can have")
     if name in CLIENT_FIELDS or name in GATEWAY_FIELDS or name in taken:
         raise Unfit("the name means something else here")
+
+
+def each_once(images: Iterable[Any], read: Callable[[Any], Item | Skipped]) -> list[Item | Skipped]:
+    """What `read` makes of every image, in the order of the list; one that is listed again is skipped."""
+    found: list[Item | Skipped] = []
+    seen: set[str] = set()
+    for image in images:
+        item = read(image)
+        if item.source_id and item.source_id in seen:
+            item = Skipped(source_id=item.source_id, name=item.name, reason="it is listed twice")
+        seen.add(item.source_id)
+        found.append(item)
+    return found
 
 
 def check_record(fields: Mapping[str, str]) -> None:

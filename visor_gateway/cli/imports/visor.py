@@ -9,8 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from ...image import timestamp
-from ...visor_documents import IMAGE_FIELDS, ImageDocument, InvalidDocument, read_image
-from .item import UUID, Item, Skipped, Unfit, check_record, custom_attributes, quoted, text_value
+from ...visor_documents import NAMED, ImageDocument, InvalidDocument, read_image
+from .item import UUID, Item, Skipped, Unfit, check_record, custom_attributes, each_once, quoted, text_value
 
 ID_ATTRIBUTE: Final = "visor_id"
 _OWNER: Final = "visor_owner"
@@ -21,7 +21,6 @@ _MOMENTS: Final = {
 }
 #: Columns of a dump whose values have no zone; Ruby wrote them in UTC unless its host was elsewhere.
 _ZONELESS: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d{1,6})?\Z")
-_NOT_CUSTOM: Final = frozenset({*IMAGE_FIELDS, "accessed_at", "access_count", "others"})
 _ALGORITHMS: Final = {32: "md5", 64: "sha256"}  # VISOR's digest, and that of a gateway in the role of a Meta server
 _HEX: Final = re.compile(r"[0-9a-f]+\Z")
 
@@ -60,15 +59,7 @@ class Reader:
 
     def read(self, images: Iterable[Any]) -> list[Item | Skipped]:
         """Every image, in the order of the list; one that is listed again is skipped."""
-        found: list[Item | Skipped] = []
-        seen: set[str] = set()
-        for image in images:
-            read = self._read(image)
-            if read.source_id and read.source_id in seen:
-                read = Skipped(source_id=read.source_id, name=read.name, reason="it is listed twice")
-            seen.add(read.source_id)
-            found.append(read)
-        return found
+        return each_once(images, self._read)
 
     def _read(self, image: Any) -> Item | Skipped:
         if not isinstance(image, dict):
@@ -113,7 +104,7 @@ class Reader:
 
 
 def _attributes(image: Mapping[str, Any], document: ImageDocument) -> tuple[dict[str, str], list[str]]:
-    told = {name: value for name, value in image.items() if name not in _NOT_CUSTOM}
+    told = {name: value for name, value in image.items() if name not in NAMED}
     others = image.get("others")
     if isinstance(others, str):  # `read_image` has found it to be an object
         others = msgspec.json.decode(others)
