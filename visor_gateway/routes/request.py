@@ -114,6 +114,18 @@ class Readiness(Protocol):
     draining: bool
 
 
+def parsed_query(query_string: bytes) -> list[tuple[str, str]]:
+    """Query parameters in order, decoded; blank values are kept.
+
+    Raises:
+        InvalidRequest: The query is not UTF-8, or has more than 100 parameters.
+    """
+    try:
+        return parse_qsl(query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=100)
+    except ValueError as exc:
+        raise InvalidRequest("The query is not valid") from exc
+
+
 class Request(msgspec.Struct, kw_only=True):
     """One request to a handler.
 
@@ -140,17 +152,8 @@ class Request(msgspec.Struct, kw_only=True):
 
     @property
     def query(self) -> list[tuple[str, str]]:
-        """Query parameters in order, decoded; blank values are kept.
-
-        Raises:
-            InvalidRequest: The query is not UTF-8.
-        """
-        try:
-            return parse_qsl(
-                self.scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=100
-            )
-        except ValueError as exc:
-            raise InvalidRequest("The query is not valid") from exc
+        """Query parameters. Raises as `parsed_query`."""
+        return parsed_query(self.scope["query_string"])
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of that lower-case name."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from urllib.parse import parse_qsl
 
 import msgspec
 
-from ..errors import InvalidRequest
 from .entity import Headers
 from .peers import Peer
-from .request import Answer, Services, Text
+from .request import Answer, Services, Text, parsed_query
 from .status import readiness
 from .table import Kind, Policy, Route
 
@@ -35,17 +33,8 @@ class RoleRequest(msgspec.Struct, kw_only=True):
 
     @property
     def query(self) -> list[tuple[str, str]]:
-        """Query parameters in order, decoded; blank values are kept.
-
-        Raises:
-            InvalidRequest: The query is not UTF-8.
-        """
-        try:
-            return parse_qsl(
-                self.query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=100
-            )
-        except ValueError as exc:
-            raise InvalidRequest("The query is not valid") from exc
+        """Query parameters. Raises as `parsed_query`."""
+        return parsed_query(self.query_string)
 
     def image_uri(self, image_id: str) -> str:
         """The absolute URL of an image."""
