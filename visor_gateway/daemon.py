@@ -10,15 +10,15 @@ from __future__ import annotations
 import math
 import signal
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
 import structlog
 import trio
 
-from . import config, log, memory, wiring
+from . import config, memory, wiring
 from .announcer import Announcer
 from .datadir import DataDirectory, hold_data_dir
 from .errors import ConfigError, GatewayError
@@ -27,8 +27,9 @@ from .greeting import greet, url_of
 from .meta.access import AccessCounts
 from .meta.sql import Metadata
 from .metrics import Metrics
-from .outbound import CONFIGURED, LocationPolicy, Outbound
-from .revision import Reviser, Revision
+from .outbound import CONFIGURED, Outbound
+from .reloading import Reloader
+from .revision import Reviser
 from .routes.app import Application
 from .routes.request import Peering, Services
 from .routes.role_app import RoleApplication
@@ -37,20 +38,16 @@ from .server.listen import Server
 from .server.listener import Endpoint, Inherited
 from .server.settings import ServerSettings
 from .serving import HubProcess, Sockets
-from .store.cachedir import CacheDirectory
-from .store.cachefiles import CacheFiles
 from .store.http import HttpStore
 from .stores import StoreTable
 from .succession import Predecessor
 from .transfer.admission import Admission
-from .transfer.cache import Cache
 from .transfer.copier import Copier
 from .transfer.copying import Copying
 from .transfer.engine import Board, Engine
 from .transfer.health import StoreHealth
 from .transfer.history import History
 from .transfer.hub import Hub
-from .transfer.ingest import Ingest
 from .transfer.limits import Rates
 from .transfer.plane import ControlPlane, LocalPlane
 from .transfer.scrub import Scrub
@@ -136,9 +133,7 @@ class Daemon:
         generations: Generations | None = None,
     ) -> None:
         """`generations` tells of other processes that are, or have been, the same gateway; a worker has none."""
-        self._settings = settings
         self._generations = generations
-        self._reload = reload
         self._directory = directory
         self._instance_id = str(uuid.uuid4())
         self._readiness = Readiness()
@@ -151,14 +146,21 @@ class Daemon:
         self._endpoints: tuple[Endpoint, ...] = ()
         # A process that is to succeed another one is nobody to the service manager yet.
         self._announcer = Announcer(self._describe, silent=self._succeeds)
-        self._complaint = ""  # what was wrong with the configuration that was read last
-        self._prepared: Revision | None = None
+        self._reloader = self._follow(settings, reload)
         self._metadata: Metadata | None = None
         self._server: Server | None = None
         self._board: Board = self._hub
         self._engine = Engine(self._hub, self._metrics, admission=self._admission, rates=self._rates)
         self._stalls = self._watch_for_stalls()
         self._process = self._serving_process()
+
+    @property
+    def settings(self) -> config.Settings:
+        """What it serves with."""
+        return self._reloader.settings
+
+    def _follow(self, settings: config.Settings, reload: Reload | None) -> Reloader:
+        return Reloader(settings, reload, self._announcer)
 
     @property
     def _succeeds(self) -> bool:
@@ -181,15 +183,11 @@ class Daemon:
             stop=self._stop,
             predecessors=predecessors,
             announcer=self._announcer,
-            complain=self._complain,
+            complain=self._reloader.complain,
         )
 
-    def _complain(self, what: str) -> None:
-        """Have the status say that something is wrong, until the configuration is read again."""
-        self._complaint = what
-
     def _watch_for_stalls(self) -> Stalls:
-        settings = self._settings
+        settings = self.settings
         return Stalls(
             self._board,
             stall_timeout=settings.server.stall_timeout,
@@ -211,28 +209,41 @@ class Daemon:
         async with AsyncExitStack() as stack:
             # First of all: a stop that comes during the start is heeded after it.
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-            metadata = await stack.enter_async_context(wiring.metadata(self._settings, self._directory))
-            outbound = await stack.enter_async_context(self._way_out(wiring.location_policy(self._settings)))
-            servers = await stack.enter_async_context(self._way_out(CONFIGURED))
-            zerocopy = stack.enter_context(self._pumps())
-            splicer = stack.enter_context(Splicer(notsent_lowat=self._fast_lowat))
-            services = self._services(metadata, outbound, servers, zerocopy, splicer)
-            self._reviser = Reviser(services, self._stores, stack, self._server_settings)
+            metadata = await stack.enter_async_context(wiring.metadata(self.settings, self._directory))
+            references, servers = await self._ways_out(stack)
+            zerocopy = stack.enter_context(wiring.pumps(self.settings))
+            splicer = stack.enter_context(Splicer(notsent_lowat=wiring.fast_lowat(self.settings)))
+            services = self._services(metadata, references, servers, zerocopy, splicer)
+            reviser = self._revise(services, stack)
             app = Application(services)
-            roles = {role: RoleApplication(role, services) for role in self._settings.peer_servers()}
+            roles = {role: RoleApplication(role, services) for role in self.settings.peer_servers()}
             server = Server(
                 app,
-                self._server_settings(self._settings),
+                self._server_settings(self.settings),
                 self._metrics,
                 roles=roles,
                 inherited=self._listening(),
                 held=True,
             )
             self._server = server
-            self._reviser.serve_with((app, *roles.values()), server)
-            self._process.serve_with(self._reviser, server)
+            reviser.serve_with((app, *roles.values()), server)
+            self._process.serve_with(reviser, server)
             await self._prepare(services)
             await self._serve(services, server, signals, metadata.serve)
+
+    async def _ways_out(self, stack: AsyncExitStack) -> tuple[Outbound, Outbound]:
+        """To what clients name, and to what is configured; `stack` closes them."""
+        policy = wiring.location_policy(self.settings)
+        references = await stack.enter_async_context(wiring.way_out(self.settings, policy))
+        return references, await stack.enter_async_context(wiring.way_out(self.settings, CONFIGURED))
+
+    def _revise(self, services: Services, stack: AsyncExitStack) -> Reviser:
+        """Have what serves follow the settings."""
+        reviser = Reviser(services, self._stores, stack, self._server_settings)
+        self._reloader.serve_with(
+            reviser, self._admission, self._rates, self._stalls, limit_rate=self._limit_rate, moved=self._tell_url
+        )
+        return reviser
 
     async def _prepare(self, services: Services) -> None:
         """What is done once for the gateway before anybody is served."""
@@ -288,14 +299,14 @@ class Daemon:
 
     async def _share_view(self) -> None:
         """Show what other gateways move, and have them show what this one does."""
-        name, url = self._hub.gateway, self._settings.peers.url
+        name, url = self._hub.gateway, self.settings.peers.url
         if name is None or url is None or self._metadata is None:
             return
         # Imported here: a gateway that is alone loads nothing of it.
         from .meta.gateways import Member
         from .peers import Peers
 
-        async with self._way_out(CONFIGURED) as servers:
+        async with wiring.way_out(self.settings, CONFIGURED) as servers:
             peers = Peers(
                 self._hub,
                 self._metadata.gateways,
@@ -335,28 +346,14 @@ class Daemon:
     # --- building --------------------------------------------------------------------------------
 
     @property
-    def settings(self) -> config.Settings:
-        """What it serves with."""
-        return self._settings
-
-    @property
     def _url(self) -> str:
         """Where clients find the images."""
-        return self._settings.server.public_url or url_of(self._endpoints, self._settings.server)
+        return self.settings.server.public_url or url_of(self._endpoints, self.settings.server)
 
     def _tell_serving(self) -> None:
-        peers = self._settings.peer_servers()
+        peers = self.settings.peer_servers()
         others = {role: url_of(self._endpoints, peer, role=role) for role, peer in peers.items()}
         _log.info("serving", url=self._url, credentials=str(self._directory.admin), **others)
-
-    @asynccontextmanager
-    async def _way_out(self, policy: LocationPolicy) -> AsyncGenerator[Outbound, None]:
-        outbound = Outbound(policy, stall_timeout=self._settings.server.stall_timeout)
-        try:
-            yield outbound
-        finally:
-            with trio.move_on_after(CLOSE_SECONDS, shield=True):
-                await outbound.aclose()
 
     def _listening(self) -> list[Inherited]:
         """Sockets to serve in place of the settings' addresses."""
@@ -365,46 +362,24 @@ class Daemon:
         except OSError as exc:
             raise ConfigError(f"LISTEN_FDS: expected listening stream sockets: {exc}") from exc
 
-    @property
-    def _fast_lowat(self) -> int:
-        server = self._settings.server
-        return max(server.notsent_lowat, server.notsent_lowat_fast)
-
-    def _pumps(self) -> ZeroCopy:
-        server = self._settings.server
-        return ZeroCopy(
-            pumps=server.pump_threads,
-            quantum=server.pump_quantum,
-            nice=server.pump_nice,
-            notsent_lowat=self._fast_lowat,
-            patience=server.stall_timeout,
-        )
-
     def _services(
-        self, metadata: Metadata, outbound: Outbound, servers: Outbound, zerocopy: ZeroCopy, splicer: Splicer
+        self, metadata: Metadata, references: Outbound, servers: Outbound, zerocopy: ZeroCopy, splicer: Splicer
     ) -> Services:
         self._metadata = metadata
-        references = HttpStore(outbound)
-        stores = self._stores = StoreTable(self._settings, references, servers)
-        ingest = Ingest(
-            metadata.images,
-            instance_id=self._instance_id,
-            visor_md5=self._settings.digests.visor_md5,
-            max_size=self._settings.server.max_image_size,
-            keep_unsafe=self._settings.stores.unsafe_images == "warn",
-            nice=self._settings.server.pump_nice,
-        )
+        referenced = HttpStore(references)
+        stores = self._stores = StoreTable(self.settings, referenced, servers)
+        ingest = wiring.ingest(self.settings, metadata, self._instance_id)
         scrub = Scrub(
-            metadata.images, wiring.scrub_plans(self._settings, stores), self._metrics, tell=self._tell_verdict
+            metadata.images, wiring.scrub_plans(self.settings, stores), self._metrics, tell=self._tell_verdict
         )
         history = self._history(metadata)
         self._engine.record_in(history)
         return Services(
-            settings=self._settings,
+            settings=self.settings,
             images=metadata.images,
             accounts=metadata.accounts,
             stores=stores,
-            references=references,
+            references=referenced,
             plane=self._plane(scrub, history),
             hub=self._board,
             engine=self._engine,
@@ -418,7 +393,7 @@ class Daemon:
             zerocopy=zerocopy,
             splicer=splicer,
             copier=Copier(),
-            cache=self._cache(metadata),
+            cache=wiring.cache(self.settings, metadata, self._engine, self._metrics),
             setbacks=Setbacks(),
             copying=Copying(metadata.images, ingest, instance_id=self._instance_id),
             readiness=self._readiness,
@@ -426,7 +401,7 @@ class Daemon:
         )
 
     def _history(self, metadata: Metadata) -> History:
-        return History(metadata.history, keep=self._settings.metadata.history)
+        return History(metadata.history, keep=self.settings.metadata.history)
 
     def _plane(self, scrub: Scrub, history: History) -> ControlPlane:
         if self._process.predecessors is not None:
@@ -436,32 +411,12 @@ class Daemon:
         return LocalPlane(self._hub, self._engine, self._metrics, scrub)
 
     async def _count_cache(self) -> None:
-        await self._reviser.services.cache.count()
+        await self._reloader.reviser.services.cache.count()
 
     def _tell_verdict(self, attempt_id: str, good: bool) -> None:
         """The scrub found something: older generations need to know."""
         if self._process.predecessors is not None:
             self._process.predecessors.tell_verdict(attempt_id, good)
-
-    def _cache(self, metadata: Metadata) -> Cache:
-        settings = self._settings.cache
-        files = None
-        if settings.max_bytes:
-            directory = CacheDirectory(
-                settings.directory,
-                max_bytes=settings.max_bytes,
-                min_free=settings.min_free,
-                evicted=lambda entry: self._metrics.cache_evictions.inc(),
-            )
-            files = CacheFiles(directory)
-        return Cache(
-            files,
-            self._engine,
-            metadata.images,
-            self._metrics,
-            finish_percent=settings.finish_percent,
-            strict_ranges=settings.strict_ranges,
-        )
 
     def _server_settings(self, settings: config.Settings) -> ServerSettings:
         """This process's part of the socket edge."""
@@ -478,8 +433,8 @@ class Daemon:
         return "; ".join([
             "draining" if self._readiness.draining else f"serving on {self._url}",
             f"{len(live)} {'transfer' if len(live) == 1 else 'transfers'}, {rate / 1e6:.1f} MB/s",
-            *(f"store {name} failed" for name in self._reviser.services.health.failed()),
-            *([self._complaint] if self._complaint else ()),
+            *(f"store {name} failed" for name in self._reloader.reviser.services.health.failed()),
+            *([self._reloader.complaint] if self._reloader.complaint else ()),
         ])
 
     async def _heed(self, signals: AsyncIterator[int]) -> None:
@@ -487,76 +442,22 @@ class Daemon:
         async for number in signals:
             if number == signal.SIGHUP:
                 if not self._stop.is_set():
-                    await self._read_again()
+                    await self._reloader.read_again()
             elif not self._stop.is_set():
                 _log.info("stopping", signal=signal.Signals(number).name)
                 self._stop.set()
             elif self._process.retired and not self._process.due.is_set():
-                self._process.finish(self._settings.server.drain_timeout)
+                self._process.finish(self.settings.server.drain_timeout)
             else:
                 _log.warning("cutting what is left", signal=signal.Signals(number).name)
                 self._cut.set()
 
-    async def _read_again(self) -> None:
-        """Take from the configuration what can change while serving; one that is wrong changes nothing."""
-        if self._reload is None:
-            return
-        self._announcer.reloading()
-        try:
-            settings, waiting = config.reconciled(self._settings, await trio.to_thread.run_sync(self._reload))
-            await self._agree(settings)
-        except Exception as error:
-            self._refuse_settings(error)
-            return
-        self._complaint = ""
-        moved = settings.server.public_url != self._settings.server.public_url
-        self._apply(settings)
-        await self._applied()
-        _log.info("configuration read again", changes_at_next_start=" ".join(waiting))
-        self._announcer.ready()
-        # Makes what a new store needs on its first day.
-        await self._reviser.services.health.look()
-        if moved:
-            await self._tell_url()
-
-    def _refuse_settings(self, error: Exception) -> None:
-        reason = error.message if isinstance(error, GatewayError) else "unexpected error, see the log"
-        self._complaint = f"configuration refused: {reason}"
-        unexpected = None if isinstance(error, GatewayError) else error
-        _log.error("configuration refused, the old one stays", error=reason, exc_info=unexpected)
-        self._announcer.ready()
-
     async def _tell_url(self) -> None:
         """Tell clients on this host where the gateway is now."""
         try:
-            await greet(self._reviser.services.accounts, self._directory, self._url)
+            await greet(self._reloader.reviser.services.accounts, self._directory, self._url)
         except (GatewayError, OSError) as error:
             _log.warning("the address for clients on this host is out of date", error=str(error))
-
-    async def _agree(self, settings: config.Settings) -> None:
-        """Prepare to `_apply` these settings. Raises `ConfigError`: they can't be served with, and nothing changes."""
-        if self._prepared is not None:
-            self._reviser.discard(self._prepared)
-            self._prepared = None
-        self._prepared = await self._reviser.prepare(settings)
-
-    def _apply(self, settings: config.Settings) -> None:
-        """Have the settings that were agreed upon from now on. Does not fail."""
-        if self._prepared is not None:
-            self._reviser.take(self._prepared)
-            self._prepared = None
-        log.configure(settings.log.level, settings.log.format)
-        old, new = self._settings.limits, settings.limits
-        self._settings = settings
-        self._admission.change(wiring.slots(settings))
-        self._rates.limit_each(new.bytes_per_s_per_transfer)
-        self._stalls.min_bytes_per_s = new.min_bytes_per_s
-        if new.bytes_per_s != old.bytes_per_s:
-            # Unchanged in the configuration, one that an admin has set since stays.
-            self._limit_rate(new.bytes_per_s)
-
-    async def _applied(self) -> None:
-        """Wait until all processes of the gateway have the settings."""
 
     def _limit_rate(self, bytes_per_s: int) -> None:
         """Change the gateway's rate."""
@@ -564,7 +465,7 @@ class Daemon:
 
     async def _drain(self, server: Server) -> None:
         """Finish what runs, up to the deadline or a second signal, then cut what is left."""
-        timeout = self._settings.server.drain_timeout
+        timeout = self.settings.server.drain_timeout
         self._readiness.draining = True
         self._announcer.stopping()
         self._hub.close("drain", outlast=True)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 import trio
 
 from . import config, wiring
 from .errors import StoreError
-from .outbound import Outbound
 from .routes.request import Services
 from .server.bind import tls_contexts
 from .server.listen import Server
@@ -26,8 +25,6 @@ from .store.file import FileStore
 from .store.http import HttpStore
 from .stores import StoreTable
 from .transfer.plane import ControlPlane
-
-CLOSE_SECONDS: Final = 10.0
 
 
 class Revision(msgspec.Struct, frozen=True):
@@ -108,8 +105,8 @@ class Reviser:
         """The store of references, under the policy of `[locations]`."""
         if settings.locations == self.services.settings.locations:
             return self.services.references
-        outbound = Outbound(wiring.location_policy(settings), stall_timeout=settings.server.stall_timeout)
-        self._stack.push_async_callback(_close, outbound)
+        outbound = wiring.way_out(settings, wiring.location_policy(settings))
+        self._stack.push_async_exit(outbound)
         return HttpStore(outbound)
 
     def discard(self, revision: Revision) -> None:
@@ -135,8 +132,3 @@ class Reviser:
         if self._server is not None:
             self._server.revise(revision.server, revision.tls)
         self._table.retire(gone, services.hub.live)
-
-
-async def _close(outbound: Outbound) -> None:
-    with trio.move_on_after(CLOSE_SECONDS, shield=True):
-        await outbound.aclose()

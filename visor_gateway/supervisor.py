@@ -45,9 +45,8 @@ from .errors import ConfigError, GatewayError
 from .generations import Generations
 from .greeting import greet
 from .metrics import Families, MetricsSum
-from .outbound import CONFIGURED
 from .predecessors import Predecessors
-from .revision import Reviser
+from .reloading import Reloader
 from .routes.request import Services
 from .server import systemd
 from .server.bind import Listeners, held_listeners
@@ -134,6 +133,9 @@ class Supervisor(Daemon):
         self._scrub: Scrub | None = None
         self._sweep: Sweep | None = None
 
+    def _follow(self, settings: config.Settings, reload: Reload | None) -> Reloader:
+        return _CrewReloader(self, settings, reload)
+
     def _serving_process(self) -> HubProcess:
         self._bus = Bus(relays=True)
         self._sums = MetricsSum()
@@ -147,18 +149,17 @@ class Supervisor(Daemon):
     async def _run(self) -> None:
         async with AsyncExitStack() as stack:
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-            metadata = await stack.enter_async_context(wiring.metadata(self._settings, self._directory))
-            outbound = await stack.enter_async_context(self._way_out(wiring.location_policy(self._settings)))
-            servers = await stack.enter_async_context(self._way_out(CONFIGURED))
+            metadata = await stack.enter_async_context(wiring.metadata(self.settings, self._directory))
+            references, servers = await self._ways_out(stack)
             zerocopy = stack.enter_context(ZeroCopy())
             splicer = stack.enter_context(Splicer())
-            services = self._services(metadata, outbound, servers, zerocopy, splicer)
-            self._reviser = Reviser(services, self._stores, stack, self._server_settings)
+            services = self._services(metadata, references, servers, zerocopy, splicer)
+            reviser = self._revise(services, stack)
             listeners = await stack.enter_async_context(
-                held_listeners(self._server_settings(self._settings), self._listening())
+                held_listeners(self._server_settings(self.settings), self._listening())
             )
             self._endpoints = listeners.endpoints
-            self._process.serve_with(self._reviser, listeners)
+            self._process.serve_with(reviser, listeners)
             await self._prepare(services)
             await self._supervise(services, listeners, signals)
 
@@ -218,7 +219,7 @@ class Supervisor(Daemon):
         self._bus.subscribe(VERDICT, lambda member, verdict: scrub.learn(verdict.attempt_id, verdict.good))
 
     def _welcome(self, member: str, _: None) -> Welcome:
-        return Welcome(__version__, config.handed_over(self._settings), str(self._directory.path))
+        return Welcome(__version__, config.handed_over(self.settings), str(self._directory.path))
 
     def _standing(self, member: str, _: None) -> Standing:
         changed = None if self._changed is None else config.handed_over(self._changed)
@@ -248,15 +249,6 @@ class Supervisor(Daemon):
         self._readiness.listening, self._readiness.draining = condition.listening, condition.draining
         self._bus.publish(CONDITION, condition)
 
-    async def _agree(self, settings: config.Settings) -> None:
-        await super()._agree(settings)
-        refused = await self._ask_workers(PREPARE, config.handed_over(settings))
-        if refused:
-            raise refused[0]
-
-    async def _applied(self) -> None:
-        await self._ask_workers(HEARD, None)
-
     async def _ask_workers(self, command: Command[Q, None], question: Q) -> list[GatewayError]:
         """Ask all workers that serve. Returns what they refused with; who is gone is not waited for."""
         refused: list[GatewayError] = []
@@ -278,8 +270,8 @@ class Supervisor(Daemon):
                     nursery.start_soon(ask, id)
         return refused
 
-    def _apply(self, settings: config.Settings) -> None:
-        super()._apply(settings)
+    def _share_settings(self, settings: config.Settings) -> None:
+        """Have all workers serve with these, later ones too."""
         self._changed = settings
         self._bus.publish(SETTINGS, config.handed_over(settings))
 
@@ -287,7 +279,7 @@ class Supervisor(Daemon):
 
     async def _start(self, nursery: trio.Nursery, listeners: Listeners) -> None:
         """Start all workers. Returns when they serve; raises `ConfigError` when one can't."""
-        first = [_Worker() for _ in range(self._settings.server.workers)]
+        first = [_Worker() for _ in range(self.settings.server.workers)]
         for worker in first:
             nursery.start_soon(self._keep, worker, listeners)
         for worker in first:
@@ -365,7 +357,7 @@ class Supervisor(Daemon):
 
     def _drain_workers(self) -> None:
         """Have all workers finish what they do and end, up to the deadline or a second signal."""
-        timeout = self._settings.server.drain_timeout
+        timeout = self.settings.server.drain_timeout
         self._tell(Condition(draining=True))
         self._announcer.stopping()
         self._hub.close("drain", outlast=True)
@@ -398,6 +390,27 @@ class Supervisor(Daemon):
         self._crew.deadline = trio.current_time() + END_SECONDS
 
 
+class _CrewReloader(Reloader):
+    """That of a supervisor: settings are those of all workers."""
+
+    def __init__(self, supervisor: Supervisor, settings: config.Settings, reload: Reload | None) -> None:
+        super().__init__(settings, reload, supervisor._announcer)
+        self._supervisor = supervisor
+
+    async def agree(self, settings: config.Settings) -> None:
+        await super().agree(settings)
+        refused = await self._supervisor._ask_workers(PREPARE, config.handed_over(settings))
+        if refused:
+            raise refused[0]
+
+    def apply(self, settings: config.Settings) -> None:
+        super().apply(settings)
+        self._supervisor._share_settings(settings)
+
+    async def applied(self) -> None:
+        await self._supervisor._ask_workers(HEARD, None)
+
+
 class _CrewProcess(HubProcess):
     """That of a supervisor: the older generation is all of its workers."""
 
@@ -410,7 +423,7 @@ class _CrewProcess(HubProcess):
             stop=supervisor._stop,
             predecessors=predecessors,
             announcer=supervisor._announcer,
-            complain=supervisor._complain,
+            complain=supervisor._reloader.complain,
         )
         self._supervisor = supervisor
 

@@ -1,4 +1,4 @@
-"""What the parts of the gateway are given of its settings: a part of the composition root, `daemon`."""
+"""The parts of the gateway that its settings alone decide upon: a piece of the composition root, `daemon`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from . import config
 from .datadir import DataDirectory
 from .meta.sql import Metadata, open_metadata
-from .outbound import LocationPolicy
+from .metrics import Metrics
+from .outbound import LocationPolicy, Outbound
 from .server.settings import RoleSettings, ServerSettings
+from .store.cachedir import CacheDirectory
+from .store.cachefiles import CacheFiles
 from .store.contract import Store
 from .store.file import FileStore
 from .transfer.admission import Slots
+from .transfer.cache import Cache
+from .transfer.engine import Engine
+from .transfer.ingest import Ingest
 from .transfer.scrub import Plan
+from .transfer.zerocopy import ZeroCopy
 
 
 @asynccontextmanager
@@ -47,6 +54,62 @@ def location_policy(settings: config.Settings) -> LocationPolicy:
     """What locations that clients name may lead to."""
     locations = settings.locations
     return LocationPolicy(allow=locations.allow, deny_private=locations.deny_private, allow_hosts=locations.allow_hosts)
+
+
+def way_out(settings: config.Settings, policy: LocationPolicy) -> Outbound:
+    """The way to other servers, which the caller closes."""
+    return Outbound(policy, stall_timeout=settings.server.stall_timeout)
+
+
+def fast_lowat(settings: config.Settings) -> int:
+    """What is queued for a client who takes much, in bytes."""
+    return max(settings.server.notsent_lowat, settings.server.notsent_lowat_fast)
+
+
+def pumps(settings: config.Settings) -> ZeroCopy:
+    """The threads that send files, which the caller starts and closes."""
+    server = settings.server
+    return ZeroCopy(
+        pumps=server.pump_threads,
+        quantum=server.pump_quantum,
+        nice=server.pump_nice,
+        notsent_lowat=fast_lowat(settings),
+        patience=server.stall_timeout,
+    )
+
+
+def ingest(settings: config.Settings, metadata: Metadata, instance_id: str) -> Ingest:
+    """The way into the stores."""
+    return Ingest(
+        metadata.images,
+        instance_id=instance_id,
+        visor_md5=settings.digests.visor_md5,
+        max_size=settings.server.max_image_size,
+        keep_unsafe=settings.stores.unsafe_images == "warn",
+        nice=settings.server.pump_nice,
+    )
+
+
+def cache(settings: config.Settings, metadata: Metadata, engine: Engine, metrics: Metrics) -> Cache:
+    """The cache of remote images; one that keeps nothing where `max_bytes` is 0."""
+    cache = settings.cache
+    files = None
+    if cache.max_bytes:
+        directory = CacheDirectory(
+            cache.directory,
+            max_bytes=cache.max_bytes,
+            min_free=cache.min_free,
+            evicted=lambda entry: metrics.cache_evictions.inc(),
+        )
+        files = CacheFiles(directory)
+    return Cache(
+        files,
+        engine,
+        metadata.images,
+        metrics,
+        finish_percent=cache.finish_percent,
+        strict_ranges=cache.strict_ranges,
+    )
 
 
 def server_settings(settings: config.Settings) -> ServerSettings:

@@ -107,9 +107,7 @@ class Worker(Daemon):
         for attempt_id in standing.condemned:
             services.scrub.learn(attempt_id, good=False)
         if standing.changed is not None:
-            settings = self._taken_over(standing.changed)
-            await self._agree(settings)
-            self._apply(settings)
+            await self._change(self._taken_over(standing.changed))
 
     def _services_of_process(self, services: Services) -> tuple[Service, ...]:
         return *super()._services_of_process(services), self._branch.run, self._beat, self._catch_up
@@ -146,12 +144,12 @@ class Worker(Daemon):
             self._stop.set()
 
     async def _prepare_settings(self, member: str, values: dict[str, object]) -> None:
-        await self._agree(self._taken_over(values))
+        await self._reloader.agree(self._taken_over(values))
 
     def _take_settings(self, member: str, values: dict[str, object]) -> None:
         settings = self._taken_over(values)
-        if self._prepared is not None and self._prepared.settings == settings:
-            self._apply(settings)
+        if self._reloader.has_agreed(settings):
+            self._reloader.apply(settings)
         else:  # it was not there when the others were asked
             self._wanted = settings
             self._due.set()
@@ -163,8 +161,11 @@ class Worker(Daemon):
             self._due = trio.Event()
             if self._wanted is not None:
                 settings, self._wanted = self._wanted, None
-                await self._agree(settings)
-                self._apply(settings)
+                await self._change(settings)
+
+    async def _change(self, settings: config.Settings) -> None:
+        await self._reloader.agree(settings)
+        self._reloader.apply(settings)
 
     def _taken_over(self, values: dict[str, object]) -> config.Settings:
         return config.taken_over(values, data_dir=self._directory.path)

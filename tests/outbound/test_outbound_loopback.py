@@ -20,6 +20,7 @@ from visor_gateway.outbound import (
     RedirectRefused,
     Unreachable,
 )
+from visor_gateway.outbound.dialer import connect
 
 
 async def to_loopback(host: str, port: int) -> Sequence[str]:
@@ -61,6 +62,26 @@ async def test_a_large_body_arrives_and_the_connection_is_used_again() -> None:
             assert await fetch(outbound, f"http://127.0.0.1:{port}/") == origin.body
         await outbound.aclose()
     assert origin.connections == 1
+
+
+async def test_the_end_of_a_block_that_is_cancelled_closes_idle_connections_too() -> None:
+    dialed: list[trio.SocketStream] = []
+
+    async def recorded(address: str, port: int) -> trio.abc.Stream:
+        stream = await connect(address, port)
+        assert isinstance(stream, trio.SocketStream)
+        dialed.append(stream)
+        return stream
+
+    origin = Origin(b"x")
+    async with origin.listening() as port:
+        with trio.CancelScope() as scope:
+            async with Outbound(allowed("127.0.0.1"), connector=recorded) as outbound:
+                assert await fetch(outbound, f"http://127.0.0.1:{port}/") == b"x"
+                assert [stream.socket.fileno() == -1 for stream in dialed] == [False]
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+    assert [stream.socket.fileno() == -1 for stream in dialed] == [True]
 
 
 async def test_an_idle_connection_that_the_origin_closed_is_not_tried_again() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import h11
 import httpcore2
@@ -23,6 +23,7 @@ from .upload import Upload
 
 MAX_REDIRECTS: Final = 5
 OPEN_SECONDS: Final = 60.0  # for an answer's head, all redirects together
+CLOSE_SECONDS: Final = 10.0  # for all connections, at the end of the block
 IDLE_LIMIT: Final = 64  # connections above which the pool keeps no idle ones
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 #: Request headers that say nothing about who asks, so another origin may see them.
@@ -68,6 +69,8 @@ class Outbound:
         connector: Replaces the TCP socket; it sees only addresses that were checked.
         ssl_context: Replaces the default one, which verifies against the system's authorities.
         stall_timeout: Seconds after which a silent body is given up.
+
+    Resource handling: closed by `aclose`, or at the end of its block, cancelled or not.
     """
 
     def __init__(
@@ -156,6 +159,13 @@ class Outbound:
     async def aclose(self) -> None:
         """Close every connection. Answers that are still open break."""
         await self._pool.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):
+            await self.aclose()
 
     async def _follow(
         self, method: str, target: Target, sent: Mapping[str, str], extensions: Mapping[str, Any], *, redirects: int

@@ -16,10 +16,11 @@ import trio
 
 from ...config import CumulusStore, FileStore, HdfsStore, S3Store, Settings, StoreSettings
 from ...errors import ConfigError, GatewayError, ObjectMissing, StoreError, StoreFull, StoreUnreachable
-from ...outbound import CONFIGURED, LocationPolicy, Outbound, OutboundError
+from ...outbound import CONFIGURED, Outbound, OutboundError
 from ...store.contract import ServedStore, Store
 from ...store.http import HttpStore
 from ...stores import StoreTable
+from ...wiring import location_policy
 from .clock import compared
 from .finding import Finding, failed, note, ok
 
@@ -31,22 +32,17 @@ CLEAN_SECONDS: Final = 15.0  # to remove what a failed probe may have left
 async def examine_stores(settings: Settings) -> list[Finding]:
     """Probe every store, all at once. Takes `PROBE_SECONDS` and `CLEAN_SECONDS` at most."""
     found: dict[str, list[Finding]] = {name: [] for name in settings.stores.named}
-    locations = settings.locations
-    policy = LocationPolicy(
-        allow=locations.allow, deny_private=locations.deny_private, allow_hosts=locations.allow_hosts
-    )
-    references, servers = Outbound(policy), Outbound(CONFIGURED, stall_timeout=PROBE_SECONDS)
     try:
-        stores = StoreTable(settings, HttpStore(references), servers)
-        async with trio.open_nursery() as nursery:
-            for name, store in stores.items():
-                nursery.start_soon(_examine, store, settings.stores.named[name], servers, found[name])
+        async with (
+            Outbound(location_policy(settings)) as references,
+            Outbound(CONFIGURED, stall_timeout=PROBE_SECONDS) as servers,
+        ):
+            stores = StoreTable(settings, HttpStore(references), servers)
+            async with trio.open_nursery() as nursery:
+                for name, store in stores.items():
+                    nursery.start_soon(_examine, store, settings.stores.named[name], servers, found[name])
     except ConfigError as exc:
         return [failed("stores", exc.message, "correct the configuration, or install the extra that it names")]
-    finally:
-        with trio.move_on_after(CLEAN_SECONDS, shield=True):
-            await servers.aclose()
-            await references.aclose()
     return [finding for each in found.values() for finding in each]
 
 

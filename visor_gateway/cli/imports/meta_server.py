@@ -6,8 +6,7 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from ...errors import MetadataUnavailable
-from ...meta.visor.server import VisorServer
-from ...outbound import CONFIGURED, Outbound
+from ...meta.visor.server import VisorServer, way_to
 from .item import Unfit
 from .visor import read_list
 
@@ -26,13 +25,14 @@ async def listed(url: str, owners: Collection[str]) -> list[Any]:
         ConfigError: The URL is of another form.
         MetadataUnavailable: The server can't be reached, or its answer is no list.
     """
-    server = VisorServer(url, Outbound(CONFIGURED))
-    found = {_key(image): image for image in await _list(server, {})}
-    known = {image.get("owner") for image in found.values() if isinstance(image, dict)}
-    for owner in sorted({*owners, *(name for name in known if isinstance(name, str) and name)}):
-        for image in await _list(server, {"owner": owner}):
-            found.setdefault(_key(image), image)
-    return list(found.values())
+    async with way_to(url) as outbound:
+        server = VisorServer(url, outbound)
+        found = {_key(image): image for image in await _list(server, {})}
+        known = {image.get("owner") for image in found.values() if isinstance(image, dict)}
+        for owner in sorted({*owners, *(name for name in known if isinstance(name, str) and name)}):
+            for image in await _list(server, {"owner": owner}):
+                found.setdefault(_key(image), image)
+        return list(found.values())
 
 
 async def _list(server: VisorServer, query: dict[str, str]) -> list[Any]:

@@ -6,7 +6,6 @@ is ever an admin.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -14,11 +13,9 @@ from functools import partial
 from typing import Final, TypeVar
 
 import sqlalchemy as sa
-import trio
 
 from ...errors import Conflict, InvalidField, NotFound
 from ...image import timestamp
-from ...outbound import CONFIGURED, Outbound
 from ...visor_documents import UserDocument
 from .. import credentials
 from ..account import SHOWN, check_access_key, check_email, check_role
@@ -29,9 +26,8 @@ from ..fresh import Fresh
 from ..sql import Metadata
 from . import users
 from .auth import AuthServer
-from .server import VisorServer
+from .server import VisorServer, way_to
 
-CLOSE_SECONDS: Final = 10.0
 ENTRIES_BYTES: Final = 1 << 20
 _ENTRY_SIZE: Final = 512  # bytes of an entry with its objects, rounded up
 T = TypeVar("T")
@@ -258,16 +254,10 @@ async def open_accounts(url: str, metadata: Metadata, *, stale_if_error: float =
     Raises:
         ConfigError: The URL can't be used.
     """
-    # Over plain HTTP nothing is verified, so the authorities, which take long to load, are left alone.
-    plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if url.startswith("visor+http:") else None
-    outbound = Outbound(CONFIGURED, ssl_context=plain)
-    try:
+    async with way_to(url) as outbound:
         server = AuthServer(VisorServer(url, outbound, kind="Auth"), stale_if_error=stale_if_error)
         metadata.accounts = AuthAccountRepository(server, metadata.accounts, metadata.database)
         yield server
-    finally:
-        with trio.move_on_after(CLOSE_SECONDS, shield=True):
-            await outbound.aclose()
 
 
 def _user(document: UserDocument) -> User:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import ssl
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final
 
-import trio
-
-from ...outbound import CONFIGURED, Outbound
 from ..sql import Metadata, open_metadata
 from . import links
 from .catalogue import Catalogue
 from .images import CatalogueImageRepository
-from .server import VisorServer
-
-CLOSE_SECONDS: Final = 10.0
+from .server import VisorServer, way_to
 
 
 class CatalogueMetadata(Metadata):
@@ -49,10 +42,7 @@ async def open_catalogue(
         ConfigError: A URL, the database or the master key file can't be used, or another gateway has this catalogue.
         MetadataUnavailable: The server or the database can't be used now.
     """
-    # Over plain HTTP nothing is verified, so the authorities, which take long to load, are left alone.
-    plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if url.startswith("visor+http:") else None
-    outbound = Outbound(CONFIGURED, ssl_context=plain)
-    try:
+    async with way_to(url) as outbound:
         server = VisorServer(url, outbound)
         async with open_metadata(database, master_key) as local:
             catalogue = Catalogue(server, local.database, stale_if_error=stale_if_error)
@@ -64,6 +54,3 @@ async def open_catalogue(
             metadata.images = CatalogueImageRepository(local.database, catalogue)
             metadata.catalogue = catalogue
             yield metadata
-    finally:
-        with trio.move_on_after(CLOSE_SECONDS, shield=True):
-            await outbound.aclose()

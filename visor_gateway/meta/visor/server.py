@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlencode
@@ -10,7 +11,7 @@ from urllib.parse import unquote, urlencode
 import trio
 
 from ...errors import ConfigError, MetadataUnavailable
-from ...outbound import BytesBody, Outbound, OutboundError
+from ...outbound import CONFIGURED, BytesBody, Outbound, OutboundError
 from ...visor_documents import read_error
 
 EXPECTED: Final = "expected visor+http://HOST[:PORT] or visor+https://[:KEY@]HOST[:PORT]"
@@ -23,6 +24,13 @@ LIST_SECONDS: Final = 60.0
 _NEXT: Final = re.compile(r"<[^>?\s]*\?([A-Za-z0-9_.~%&=+-]{1,4096})>; rel=\"next\"\Z")
 _PORTS: Final = {"Meta": 4567, "Auth": 4566}
 _URL: Final = re.compile(r"visor\+(https?)://(?::([^@/\s]+)@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?/?\Z")
+
+
+def way_to(url: str) -> Outbound:
+    """The way to a server, which the caller closes."""
+    # Over plain HTTP nothing is verified, so the authorities, which take long to load, are left alone.
+    plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if url.startswith("visor+http:") else None
+    return Outbound(CONFIGURED, ssl_context=plain)
 
 
 class Answer(NamedTuple):
