@@ -81,6 +81,7 @@ def _measure(directory: Path, words: argparse.Namespace, network: str) -> Run:
         patience=words.patience,
         watcher=not words.no_watcher,
         peers=words.peers.absolute(),
+        crowds=tuple(words.crowds),
     )
     stand = Stand(directory, options)
     tables: list[Table] = []
@@ -114,6 +115,9 @@ def _words(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--directory", type=Path, help="where files are put meanwhile (default: the system's)")
     parser.add_argument(
         "--peers", type=Path, default=Options().peers, help="where glance/ and starlette/ are installed"
+    )
+    parser.add_argument(
+        "--crowds", type=int, nargs="+", default=[], metavar="CLIENTS", help="of fanout and waiters only these"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round")
     parser.add_argument(

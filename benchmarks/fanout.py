@@ -183,6 +183,8 @@ def workloads(stand: Stand) -> Iterator[Table]:
         stand.find(CachingGateway, lambda place: CachingGateway(place, origin)),
     )
     for streams, mib in CROWDS:
+        if not stand.options.has_crowd(streams):
+            continue
         file = stand.file(mib)
         contenders = [Contender(peer, partial(fan, stand, peer, origin, file, streams)) for peer in peers]
         title = f"Fan-out: {streams} streams of a new image, {file.stat().st_size >> 20} MiB"

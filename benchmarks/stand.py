@@ -37,6 +37,7 @@ class Options(msgspec.Struct, frozen=True):
         patience: Seconds to wait before each measurement for others to leave the cores alone.
         watcher: Whether somebody follows the gateway's transfers while images are pulled.
         peers: Where the virtual environments `glance` and `starlette` are.
+        crowds: The numbers of clients that `fanout` and `waiters` are measured with; all where there is none.
     """
 
     rounds: int = 5
@@ -46,6 +47,11 @@ class Options(msgspec.Struct, frozen=True):
     patience: float = 3.0
     watcher: bool = True
     peers: Path = Path("/opt/bench-peers")
+    crowds: tuple[int, ...] = ()
+
+    def has_crowd(self, clients: int) -> bool:
+        """Whether so many clients at once are asked for."""
+        return not self.crowds or clients in self.crowds
 
 
 class Stand:

@@ -43,7 +43,7 @@ def workloads(stand: Stand) -> Iterator[Table]:
             stand.find(Varnish, lambda place: Varnish(place, origin), label="paced"),
             stand.find(CachingGateway, lambda place: CachingGateway(place, origin), label="paced"),
         )
-        for streams in CROWDS:
+        for streams in filter(stand.options.has_crowd, CROWDS):
             for key, title, measure in (
                 ("held", "who all wait for it", _held),
                 ("late", "who come while a first one is served", _late),

@@ -15,7 +15,7 @@ import trio
 
 from visor_gateway.errors import StoreError, StoreUnreachable
 from visor_gateway.store.contract import Block, Direct
-from visor_gateway.transfer import pipes, sendbuffer, splice
+from visor_gateway.transfer import copier, pipes, sendbuffer, splice
 from visor_gateway.transfer.copier import Copier
 from visor_gateway.transfer.limits import Pace, Rates
 from visor_gateway.transfer.meter import Meter
@@ -258,6 +258,22 @@ async def test_what_is_copied_is_hashed_whole_and_in_order(line: Line) -> None:
         nursery.start_soon(copy, line.offer(SIZE - 7), line.sink.fileno(), Meter(), None, Booked())
         assert await line.received(SIZE - 7) == DATA[7:]
     assert digest.digest() == hashlib.sha256(DATA).digest()
+
+
+async def test_the_first_bytes_wait_for_no_others_and_each_step_is_told(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copier, "LINGER_SECONDS", 3600.0)
+    meter, told = Meter(), []
+    copy = partial(Copier().copy, (), moved=lambda: told.append(meter.moved))
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(copy, line.offer(1000), line.sink.fileno(), meter, None, lambda _: None)
+            line.origin.send(DATA[:10])
+            assert await line.received(10) == DATA[:10]
+            line.origin.send(DATA[10:1000])
+            assert await line.received(990) == DATA[10:1000]
+    assert told == [10, 1000]
 
 
 async def test_a_digest_has_what_was_booked_when_the_upstream_breaks(line: Line) -> None:

@@ -95,7 +95,9 @@ class Server(Section, frozen=True, kw_only=True):
         "How much these threads, and those of uploads, stand back behind the event loop and other programs, up to 19.",
     ] = 10
     pump_quantum: Annotated[
-        int, kinds.size(zero=False), "Bytes of one client's turn, while others wait for theirs."
+        int,
+        kinds.size(zero=False),
+        "Bytes of one client's turn, while others wait for theirs. The first turn of each is 64 KiB.",
     ] = 4 << 20
     stall_timeout: Annotated[
         float, kinds.seconds(zero=False), "Seconds without progress after which a client, origin or store has stalled."

@@ -54,11 +54,13 @@ class Copier:
         meter: Meter,
         pace: Pace | None,
         advance: Callable[[int], None],
+        moved: Callable[[], None] = lambda: None,
     ) -> bool:
         """Move all that `source` offers to the non-blocking socket `sink`, and give it to `hashes`.
 
         As `Splicer.splice`, and the caller leaves `hashes` alone meanwhile. Where it is not cancelled they have had
-        exactly the bytes that `advance` is told of.
+        exactly the bytes that `advance` is told of. `moved` is called by a thread whenever `meter.moved` has grown; it
+        must not block.
 
         Returns:
             Whether it was done; if not, as many bodies as may be are copied already, and nothing was moved.
@@ -75,7 +77,7 @@ class Copier:
         try:
             buffers = Buffers(BUFFERS, min(self._buffer_size, source.length))
             hashers = [Hasher(digest, buffers) for digest in hashes]
-            mover = _Mover(source, sink, buffers, hashers, meter, pace or Rates().pace())
+            mover = _Mover(source, sink, buffers, hashers, meter, pace or Rates().pace(), moved)
             await self._run(mover)
         finally:
             if mover is not None:
@@ -112,7 +114,14 @@ class _Mover:
     """
 
     def __init__(
-        self, source: Direct, sink: int, buffers: Buffers, hashers: Sequence[Hasher], meter: Meter, pace: Pace
+        self,
+        source: Direct,
+        sink: int,
+        buffers: Buffers,
+        hashers: Sequence[Hasher],
+        meter: Meter,
+        pace: Pace,
+        tell_moved: Callable[[], None],
     ) -> None:
         self._left = self._length = source.length
         self.moved = 0
@@ -123,6 +132,7 @@ class _Mover:
         self._hashers = hashers
         self._meter = meter
         self._pace = pace
+        self._tell_moved = tell_moved
         self._cancelled = False
         self._source = os.dup(source.sock)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -204,7 +214,9 @@ class _Mover:
             return 0
         got = 0
         try:
-            got = self._read(view[count : count + granted], patient=not count, enough=count >= ENOUGH)
+            # The very first bytes wait for no others: somebody may have waited long for them.
+            enough = count >= ENOUGH or not self.moved
+            got = self._read(view[count : count + granted], patient=not count, enough=enough)
         finally:
             self._pace.give_back(granted - got)
         self._left -= got
@@ -254,3 +266,4 @@ class _Mover:
                 view = view[sent:]
                 self.moved += sent
                 self._meter.moved += sent
+                self._tell_moved()

@@ -320,7 +320,7 @@ class Fill:
         failure: GatewayError | None = None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._telling.serve, self._note_growth, self._is_live, lambda: self._readers)
+                nursery.start_soon(self._telling.serve, self._note_growth, lambda: self._readers)
                 failure = await self._fenced(transfer)
                 nursery.cancel_scope.cancel(reason="the fill has ended")
         finally:
@@ -385,22 +385,22 @@ class Fill:
         file = self._file
         if file is None or file.partial is None:
             raise CacheFailed("The cache has no file for this fill")
-        self._filling = Filling(self.size, file, file.partial, self._read, self._telling.grown)
+        self._filling = Filling(self.size, file, file.partial, self._read, self._telling)
         try:
             return await self._filling.run(transfer, self.opened.set)
         finally:
             self._note_growth()
 
-    def _is_live(self) -> bool:
-        return self._filling is not None and self._filling.is_live
-
-    def _note_growth(self) -> None:
+    def _note_growth(self) -> bool:
+        """Tell everybody of bytes that were committed; whether there were any."""
         committed = self.committed
-        if committed != self._noted and self._file is not None:
-            self._count(committed - self._noted)
-            self._noted = committed
-            self._file.tell(committed, self._stage)
-            self._tell_now()
+        if committed == self._noted or self._file is None:
+            return False
+        self._count(committed - self._noted)
+        self._noted = committed
+        self._file.tell(committed, self._stage)
+        self._tell_now()
+        return True
 
     def _tell_now(self) -> None:
         self._telling.wake()

@@ -17,6 +17,7 @@ from .digest import Digests
 from .fillfile import FillFile
 from .pump import hand_on
 from .relay import DirectSource
+from .telling import Telling
 from .transfer import Transfer
 
 PIECE: Final = 64 * 1024 * 1024  # bytes that a thread moves at a time: to begin and end one costs a few milliseconds
@@ -39,10 +40,10 @@ class Filling:
         file: The file. What is in it already is hashed first. The caller closes it.
         partial: The same, open.
         read: How the store is read.
-        grown: Called when bytes were committed, or are about to be for as long as `is_live`.
+        telling: Told when bytes were committed.
     """
 
-    def __init__(self, size: int, file: FillFile, partial: Partial, read: Open, grown: Callable[[], None]) -> None:
+    def __init__(self, size: int, file: FillFile, partial: Partial, read: Open, telling: Telling) -> None:
         self._digests = Digests(("sha256",))
         self._is_known = False  # whether they are those of what is committed
         self._size = size
@@ -50,7 +51,7 @@ class Filling:
         self._files = file.files
         self._partial = partial
         self._read = read
-        self._grown = grown
+        self._telling = telling
         self._copier = Copier()
         self._committed = partial.written
         self._live: Callable[[], int] | None = None
@@ -59,11 +60,6 @@ class Filling:
     def committed(self) -> int:
         """Bytes of the image that are in the file, in the order of the image."""
         return self._committed + (self._live() if self._live is not None else 0)
-
-    @property
-    def is_live(self) -> bool:
-        """Whether a thread commits without telling of it."""
-        return self._live is not None
 
     @property
     def digests(self) -> Digests | None:
@@ -135,7 +131,7 @@ class Filling:
             self._digests = before
             raise _failed(failure)
         self._committed += len(block)
-        self._grown()
+        self._telling.grown()
 
     async def _copy_directly(self, stream: ReadStream, transfer: Transfer) -> None:
         """Have threads move what comes by a plain socket into the file, and hash it, as far as that goes."""
@@ -157,10 +153,15 @@ class Filling:
         meter, before, first = transfer.meter, transfer.meter.moved, self._committed
         so_far, self._is_known = self._digests.copy(), False
         self._live = lambda: meter.moved - before
-        self._grown()
         try:
             done = await self._copier.copy(
-                self._digests.running(), piece, self._partial.fd, meter, transfer.pace, advance
+                self._digests.running(),
+                piece,
+                self._partial.fd,
+                meter,
+                transfer.pace,
+                advance,
+                moved=self._telling.grown_in_thread,
             )
         except OSError as error:
             failure = error

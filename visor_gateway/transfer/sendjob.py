@@ -30,6 +30,7 @@ class SendJob:
         left: How many bytes are missing, from `offset` on.
         growth: How far the file may be sent; None if that is all of it.
         warm_until: Up to here the file was in the page cache when that was looked at.
+        begun: Some of it was sent.
         buffer: The client's send buffer.
         granted: Bytes that the limits let it send in the call under way.
         result: What a call returned or raised whose thread had been left behind; written by that thread.
@@ -45,6 +46,7 @@ class SendJob:
         "_task",
         "_token",
         "_waiting",
+        "begun",
         "buffer",
         "busy",
         "cancelled",
@@ -83,7 +85,7 @@ class SendJob:
         self.buffer = SendBuffer(offset, 0)
         self.granted = 0
         self.result: int | OSError = 0
-        self.cancelled = self.busy = self.held = self.stuck = self.done = False
+        self.begun = self.cancelled = self.busy = self.held = self.stuck = self.done = False
         self.error: Exception | None = None
         self._waiting: WaitKind | None = None
         self._task = trio.lowlevel.current_task()

@@ -37,6 +37,9 @@ from .hanging import SILENT_LOOKS, Calls
 from .sendbuffer import SendBuffer
 from .sendjob import SendJob
 
+#: Bytes of a job's first turn, which comes before all turns of jobs that have begun: nobody's first byte waits behind
+#: the megabytes of others.
+FIRST: Final = 64 << 10
 WINDOW: Final = 4 << 20  # bytes that are read into the page cache at a time
 WINDOWS: Final = 4  # so many are looked for in it at a time
 #: A socket that had room and took nothing all the same is tried again so much later: the kernel is short of memory.
@@ -67,6 +70,7 @@ class Pump:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._bell, select.EPOLLIN)
         self._messages: deque[tuple[Message, SendJob]] = deque()
+        self._fresh: deque[SendJob] = deque()  # those of the ready ones that have not begun
         self._ready: deque[SendJob] = deque()
         self._parked: list[tuple[float, int, SendJob]] = []  # a heap by the time at which they are ready again
         self._parkings = 0
@@ -125,7 +129,7 @@ class Pump:
     def _run(self, calls: Calls) -> None:
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
-        epoll, ready, messages = self._epoll, self._ready, self._messages
+        epoll, fresh, ready, messages, grown = self._epoll, self._fresh, self._ready, self._messages, self._grown
         while not self._closing:
             for fd, _ in epoll.poll(self._patience()):
                 if fd == self._bell:
@@ -134,19 +138,21 @@ class Pump:
                     self._make_ready(job)
             if self._parked:
                 self._unpark()
-            while self._grown:
-                self._water(self._grown.popleft())
-            for _ in range(len(ready)):
+            while grown:
+                self._water(grown.popleft())
+            for _ in range(len(fresh) + len(ready)):
                 while messages:
                     self._heed(*messages.popleft())
-                if not self._turn(ready.popleft(), calls):
+                while grown:
+                    self._water(grown.popleft())
+                if not self._turn(fresh.popleft() if fresh else ready.popleft(), calls):
                     return  # left behind: all of this is another thread's now
             while messages:
                 self._heed(*messages.popleft())
 
     def _patience(self) -> float:
         """Seconds that may be waited for sockets and messages; -1 for any time."""
-        if self._ready:
+        if self._fresh or self._ready:
             return 0
         return max(0.0, self._parked[0][0] - time.monotonic()) if self._parked else -1
 
@@ -214,7 +220,7 @@ class Pump:
     def _make_ready(self, job: SendJob) -> None:
         job.wait_for(None)
         job.busy = True
-        self._ready.append(job)
+        (self._ready if job.begun else self._fresh).append(job)
 
     def _turn(self, job: SendJob, calls: Calls) -> bool:
         """Give a job one quantum or what its limits grant of it, or send for its window where that is cold.
@@ -224,18 +230,19 @@ class Pump:
         if job.done:
             return True
         try:
-            want = min(job.left, self._quantum)
+            there = job.left
             if job.growth is not None:
                 over = job.growth.over  # first: it is set last
-                want = min(want, job.growth.released - job.offset)
-                if want <= 0:
+                there = min(there, job.growth.released - job.offset)
+                if there <= 0:
                     self._run_dry(job, job.growth, over=over)
                     return True
+            want = min(there, self._quantum if job.begun else FIRST)
             if job.offset + want > job.warm_until:
-                self._look_ahead(job)
+                self._look_ahead(job, there)
                 want = min(want, job.warm_until - job.offset)
                 if not want:
-                    self._read_ahead(job)
+                    self._read_ahead(job, there)
                     return True
             granted, seconds = job.pace.claim(want)
             if not granted:
@@ -290,6 +297,7 @@ class Pump:
         job.offset += sent
         job.left -= sent
         job.meter.moved += sent
+        job.begun = True
         if job.offset >= job.buffer.milestone:
             job.buffer.look(job.offset, job.sock)
         if not job.left:
@@ -301,22 +309,25 @@ class Pump:
         else:
             self._ready.append(job)
 
-    def _look_ahead(self, job: SendJob) -> None:
-        """See how far the file is in memory, as far as the first and the last page of each window tell."""
+    def _look_ahead(self, job: SendJob, there: int) -> None:
+        """See how far the next `there` bytes are in memory, as far as the first and the last page of each window tell.
+
+        What a growing file lacks yet is not looked for: it is in no memory, and reading it would bring zeros there.
+        """
         if not self._is_cached(job.file, job.offset):
             return
-        end = job.offset + job.left
+        end = job.offset + there
         for begin in range(job.offset, min(end, job.offset + WINDOWS * WINDOW), WINDOW):
             until = min(begin + WINDOW, end)
             if not self._is_cached(job.file, until - 1):
                 return
             job.warm_until = max(until, job.warm_until)
 
-    def _read_ahead(self, job: SendJob) -> None:
+    def _read_ahead(self, job: SendJob, there: int) -> None:
         """Send for the next window."""
         job.held = True
         job.wait_for("disk")
-        job.warm_until = job.offset + min(job.left, WINDOW)
+        job.warm_until = job.offset + min(there, WINDOW)
         if not self.reads.warm(job, job.warm_until, self._give_back):
             job.held = False
             raise StoreUnreachable("The disk of the store does not answer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -16,7 +17,7 @@ TOLD_SECONDS_MAX: Final = 0.02
 
 
 class Telling:
-    """What the readers of one fill are told.
+    """What the readers of one fill are told. To be made in the event loop.
 
     Attributes:
         growth: For threads.
@@ -24,6 +25,8 @@ class Telling:
 
     def __init__(self) -> None:
         self.growth = Growth()
+        self._token = trio.lowlevel.current_trio_token()
+        self._listens = False  # whether `serve` waits, or is about to
         self._told = trio.Event()  # set, and replaced, each time that tasks are told
         self._grown = trio.Event()  # something was committed that nobody was told of
 
@@ -40,16 +43,25 @@ class Telling:
         """Something was committed: `serve` is to note it soon."""
         self._grown.set()
 
-    async def serve(self, note: Callable[[], None], is_live: Callable[[], bool], readers: Callable[[], int]) -> None:
-        """Call `note` when something was committed, and not too often, until cancelled.
+    def grown_in_thread(self) -> None:
+        """The same, from any thread. Costs nothing while `serve` looks by itself."""
+        if self._listens:
+            self._listens = False
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self.grown)
+
+    async def serve(self, note: Callable[[], bool], readers: Callable[[], int]) -> None:
+        """Call `note` as soon as something was committed after a pause, and not too often otherwise, until cancelled.
 
         Args:
-            is_live: Whether bytes are committed without a word.
+            note: Returns whether something was.
             readers: How many are told.
         """
         while True:
-            if not is_live():
+            self._listens = True  # first: what is committed after the look is told
+            while not note():
                 await self._grown.wait()
                 self._grown = trio.Event()
-            note()
+                self._listens = True
+            self._listens = False
             await trio.sleep(min(TOLD_SECONDS + readers() * TOLD_SECONDS_PER_READER, TOLD_SECONDS_MAX))
