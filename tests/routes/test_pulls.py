@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import trio
 from gateway import Gateway
 from memory_store import MemoryStore
 
 from visor_gateway.errors import StoreUnreachable
+from visor_gateway.transfer.hub import Hub
+from visor_gateway.transfer.transfer import Transfer
 
 DATA = bytes(range(256)) * 2000
 
@@ -76,3 +79,39 @@ async def test_a_pull_that_is_under_way_outlives_the_delete(faulty: Gateway, sto
         assert (await faulty.call("DELETE", f"/images/{image['_id']}")).status == 200
         store.faults.resume.set()
     assert replies[0].body == DATA
+
+
+class _Looks(trio.abc.Instrument):
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+async def test_of_pulls_that_arrive_together_each_begins_alone(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that arrives meanwhile is looked at after one start and not after all of them."""
+    image = await gateway.add(DATA)
+    await gateway.call("GET", f"/images/{image['_id']}")  # from now on the record is kept
+    hub, looks, begun = gateway.services.hub, _Looks(), list[int]()
+    assert isinstance(hub, Hub)
+    add = hub.add
+
+    def added(transfer: Transfer) -> None:
+        begun.append(looks.count)
+        add(transfer)
+
+    monkeypatch.setattr(hub, "add", added)
+    trio.lowlevel.add_instrument(looks)
+    replies: list[int] = []
+
+    async def pull() -> None:
+        replies.append((await gateway.call("GET", f"/images/{image['_id']}")).status)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(12):
+            nursery.start_soon(pull)
+    assert replies == [200] * 12
+    assert len(set(begun)) >= 6  # whoever waits for more on the way may come together with the next one

@@ -14,6 +14,7 @@ import werkzeug.exceptions
 from quart_trio import QuartTrio
 
 from ..errors import GatewayError, InvalidRequest, TooLarge, TransferCancelled
+from ..transfer.turns import Turns
 from . import control_body
 from .access import Gatekeeper
 from .control_body import JSON_LIMIT
@@ -47,6 +48,7 @@ class Application:
         self._services = services
         self._gate = Gatekeeper(services.accounts, services.settings, services.peering)
         self._table = RouteTable(routes)
+        self._turns = Turns()
         self._quart = self._control_routes()
 
     def revise(self, services: Services) -> None:
@@ -61,6 +63,8 @@ class Application:
         head = scope.get("method") == "HEAD"
         try:
             route, params = self._table.find(scope.get("method", "GET"), scope["path"])
+            if route.kind is Kind.BYTES and not head:
+                await self._turns.take()  # a transfer's start holds the event loop for a millisecond
             caller = await self._gate.admit(route, params, scope)
             await self._hand_on(route, self._request(scope, caller, params, accept), receive, outgoing)
         except TransferCancelled:
