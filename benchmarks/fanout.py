@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from .clients import Figures
 from .gateway import Gateway
-from .machine import version
+from .machine import touch_memory, version
 from .nginx import Nginx
 from .peer import Absent, Peer, Target
 from .process import ServerProcess
@@ -24,6 +24,7 @@ from .stand import Stand, present
 
 #: Streams, and MiB of the image.
 CROWDS: Final = ((8, 256), (64, 256), (500, 64))
+TOUCHED: Final = 2  # images of memory
 SETTLE_SECONDS: Final = 10.0
 
 _SLICES = """\
@@ -165,6 +166,7 @@ def fan(stand: Stand, peer: _Cache | CachingGateway, origin: Origin, file: Path,
     origin.offer(file, name)
     target = peer.target(name)
     size, before = file.stat().st_size, origin.sent()
+    touch_memory(peer.directory, TOUCHED * size)
     figures = stand.programs.run("pull", peer.port, target.path, streams, 1, target.headers)
     deadline = time.monotonic() + SETTLE_SECONDS
     while origin.sent() - before < size and time.monotonic() < deadline:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -32,6 +33,18 @@ def pinned(*cores: int) -> Generator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def touch_memory(directory: Path, size: int) -> None:
+    """Have so many bytes of free memory that the machine has for certain, by a file of this size that is removed again.
+
+    A virtual machine gives its free memory back to its host. Then each page costs whoever is first to need it several
+    times what it costs to fill it, and who that is is chance.
+    """
+    block = bytes(MIB)
+    with tempfile.TemporaryFile(dir=directory) as file:
+        for _ in range(0, size, MIB):
+            file.write(block)
 
 
 def process_cpu(pid: int) -> float:
