@@ -25,6 +25,7 @@ from .errors import ConfigError, GatewayError
 from .generations import Generations
 from .greeting import greet, url_of
 from .meta.access import AccessCounts
+from .meta.migrations import apart
 from .meta.sql import Metadata
 from .metrics import Metrics
 from .outbound import CONFIGURED, Outbound
@@ -88,6 +89,8 @@ def serve(
     """
     with hold_data_dir(data_dir.absolute(), None if predecessor is None else predecessor.lock) as held:
         generations = Generations(held, predecessor)
+        # Before there is a second thread.
+        apart.upgrade(held.directory.database(settings.metadata.url.reveal()))
         # What the daemon's own receiver falls back to: a second signal just after the drain must not look like a crash.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)

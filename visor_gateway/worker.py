@@ -4,6 +4,9 @@ the listening sockets and one end of the bus; without the supervisor it ends.
 
 from __future__ import annotations
 
+from .lean import structlog
+
+# isort: split
 import faulthandler
 import os
 import select
@@ -17,7 +20,6 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 import msgspec
-import structlog
 import trio
 
 from . import __version__, config, log

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from ..lean import structlog
+
+# isort: split
 import json
 import os
 from collections.abc import Callable
@@ -9,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import click
-import structlog
 
 from .. import __version__, log
 from ..config import Settings, load, sample
