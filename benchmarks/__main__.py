@@ -79,6 +79,7 @@ def _measure(directory: Path, words: argparse.Namespace, network: str) -> Run:
         retries=words.retries,
         quiet=words.quiet,
         patience=words.patience,
+        streams=tuple(words.streams),
         watcher=not words.no_watcher,
         peers=words.peers.absolute(),
         crowds=tuple(words.crowds),
@@ -111,6 +112,9 @@ def _words(given: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--quiet", type=float, default=0.1, help="the others' part of the cores that does not disturb")
     parser.add_argument("--patience", type=float, default=3.0, help="seconds to wait for that before each measurement")
+    parser.add_argument(
+        "--streams", type=int, nargs="+", default=[], metavar="N", help="of pulls and large, only those with N streams"
+    )
     parser.add_argument("--no-watcher", action="store_true", help="pull without a subscriber at 4 Hz")
     parser.add_argument("--directory", type=Path, help="where files are put meanwhile (default: the system's)")
     parser.add_argument(

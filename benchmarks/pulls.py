@@ -45,6 +45,8 @@ def pull(stand: Stand, peer: Peer, file: Path, streams: int, repeats: int = 1) -
 def workloads(stand: Stand) -> Iterator[Table]:
     """One to 256 streams, the gateway's transfers followed at 4 Hz."""
     for streams, mib, repeats in MANY:
+        if not stand.chosen(streams):
+            continue
         file = stand.file(mib)
         peers = stand.pullers()
         if streams <= VERIFIED:
@@ -62,6 +64,8 @@ def workloads(stand: Stand) -> Iterator[Table]:
 def large(stand: Stand) -> Iterator[Table]:
     """Many streams of a large image: up to 256 GiB in one measurement."""
     for streams, mib in LARGE:
+        if not stand.chosen(streams):
+            continue
         file = stand.file(mib)
         peers = present(stand.nginx, stand.gateway)
         for peer in peers:

@@ -35,6 +35,7 @@ class Options(msgspec.Struct, frozen=True):
         retries: How often a measurement is repeated while other programs disturb it.
         quiet: The part of the cores' time, 0 to 1, that others may take of an undisturbed one.
         patience: Seconds to wait before each measurement for others to leave the cores alone.
+        streams: How many streams `pulls` and `large` are measured with; none of them for all.
         watcher: Whether somebody follows the gateway's transfers while images are pulled.
         peers: Where the virtual environments `glance` and `starlette` are.
         crowds: The numbers of clients that `fanout` and `waiters` are measured with; all where there is none.
@@ -45,6 +46,7 @@ class Options(msgspec.Struct, frozen=True):
     retries: int = 1
     quiet: float = 0.1
     patience: float = 3.0
+    streams: tuple[int, ...] = ()
     watcher: bool = True
     peers: Path = Path("/opt/bench-peers")
     crowds: tuple[int, ...] = ()
@@ -89,6 +91,10 @@ class Stand:
                 while file.tell() < size:
                     file.write(block[: size - file.tell()])
         return path
+
+    def chosen(self, streams: int) -> bool:
+        """Whether that many streams are to be measured."""
+        return not self.options.streams or streams in self.options.streams
 
     def seconds(self, seconds: float) -> float:
         """A duration, times the scale."""
