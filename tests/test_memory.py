@@ -31,6 +31,7 @@ from visor_gateway.cli import gateway
 from visor_gateway import daemon{more}
 unwanted = {{"rich", "pygments", "alembic", "mako", "botocore"}}
 loaded = unwanted & {{name.partition(".")[0] for name in sys.modules}}
+loaded |= {{"visor_gateway.store.s3", "visor_gateway.store.webhdfs"}} & set(sys.modules)
 assert not loaded, loaded
 import rich  # whoever wants it has it
 """

@@ -19,11 +19,7 @@ from .store.contract import ServedStore, Store
 from .store.file import FileStore
 from .store.http import HttpStore
 from .store.parts import MAX_PARTS
-from .store.s3 import S3Settings, S3Store
-from .store.s3_dialect import DIALECTS
-from .store.s3_signing import Signer
 from .store.spool import Spool
-from .store.webhdfs import WebHdfsStore
 from .transfer.transfer import Transfer
 
 NO_REGION: Final = "us-east-1"  # for services whose signatures name none
@@ -154,6 +150,9 @@ def _store(
     if isinstance(store, config.HttpStore):
         return references
     if isinstance(store, config.HdfsStore):
+        # Imported here, as those of S3 are: most gateways load nothing of it.
+        from .store.webhdfs import WebHdfsStore
+
         return WebHdfsStore(name, servers, endpoints=store.endpoint, directory=store.directory, username=store.username)
     if isinstance(store, config.S3Store | config.CumulusStore):
         return _s3_store(name, store, settings.server.max_image_size, servers, spool)
@@ -162,7 +161,11 @@ def _store(
 
 def _s3_store(
     name: str, store: config.S3Store | config.CumulusStore, max_size: int, servers: Outbound, spool: Spool
-) -> S3Store:
+) -> Store:
+    from .store.s3 import S3Settings, S3Store
+    from .store.s3_dialect import DIALECTS
+    from .store.s3_signing import Signer
+
     dialect = DIALECTS[store.type]
     region, max_parts = NO_REGION, MAX_PARTS
     if isinstance(store, config.S3Store):
