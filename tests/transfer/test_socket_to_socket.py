@@ -161,6 +161,16 @@ async def test_a_silent_upstream_is_given_up(move: Move, line: Line, monkeypatch
     assert await line.received(3) == b"abc"
 
 
+async def test_an_upstream_that_says_nothing_at_all_is_waited_for_and_given_up(line: Line) -> None:
+    reads = []
+    with pytest.MonkeyPatch.context() as patch, trio.fail_after(60):
+        readv = os.readv
+        patch.setattr(os, "readv", lambda *arguments: reads.append(1) or readv(*arguments))
+        with pytest.raises(StoreUnreachable, match="stalled"):
+            await Copier().copy((), line.offer(1000, 0.2), line.sink.fileno(), Meter(), None, Booked())
+    assert len(reads) < 20
+
+
 async def test_a_client_that_is_gone_is_an_error_of_the_client(move: Move, line: Line) -> None:
     line.client.close()
     async with trio.open_nursery() as nursery:

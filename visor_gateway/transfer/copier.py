@@ -215,7 +215,7 @@ class _Mover:
         got = 0
         try:
             # The very first bytes wait for no others: somebody may have waited long for them.
-            enough = count >= ENOUGH or not self.moved
+            enough = count >= ENOUGH or (count > 0 and not self.moved)
             got = self._read(view[count : count + granted], patient=not count, enough=enough)
         finally:
             self._pace.give_back(granted - got)
