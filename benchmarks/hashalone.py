@@ -1,4 +1,4 @@
-"""SHA-256 of memory, and nothing else: what no server that hashes what it sends can be faster than."""
+"""SHA-256 or BLAKE3 of memory, and nothing else: what no server that hashes what it sends can be faster than."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -14,19 +15,23 @@ from .machine import BOTH_CORES, SERVER_CORE
 from .peer import Peer, Target
 from .process import ServerProcess
 
-_PROGRAM: Final = Path(__file__).parent / "programs" / "sha256.py"
+_PROGRAM: Final = Path(__file__).parent / "programs" / "digest.py"
 
 
 class HashAlone(Peer):
     """A process that hashes without moving a byte, on the servers' core."""
 
     name = "SHA-256 alone"
+    digest = "sha256"
     cores: Collection[int] = (SERVER_CORE,)
 
     def start(self) -> ServerProcess:
-        return ServerProcess([sys.executable, str(_PROGRAM), str(self.port)], self.directory / "log", cores=self.cores)
+        command = [sys.executable, str(_PROGRAM), str(self.port), self.digest]
+        return ServerProcess(command, self.directory / "log", cores=self.cores)
 
     def version(self) -> str:
+        if self.digest == "blake3":
+            return f"blake3 {metadata.version('blake3')}"
         return f"hashlib of Python {sys.version.split()[0]}"
 
     def image(self, file: Path) -> Target:
@@ -49,3 +54,10 @@ class WideHashAlone(HashAlone):
 
     name = "SHA-256 alone, 2 cores"
     cores = BOTH_CORES
+
+
+class Blake3Alone(HashAlone):
+    """BLAKE3 in its place."""
+
+    name = "BLAKE3 alone"
+    digest = "blake3"

@@ -1,5 +1,5 @@
-"""Pulls of images that another server keeps: through the gateway, through nginx, through haproxy; and the hash alone,
-which bounds who verifies."""
+"""Pulls of images that another server keeps: through the gateway, through nginx, through haproxy; and the
+hashes alone, which bound who verifies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 from .gateway import Gateway
 from .haproxy import Haproxy
-from .hashalone import HashAlone, WideHashAlone
+from .hashalone import Blake3Alone, HashAlone, WideHashAlone
 from .machine import BOTH_CORES
 from .nginx import LargeProxyPass, Origin, ProxyPass
 from .peer import Peer, Target
@@ -24,9 +24,11 @@ MANY: Final = ((1, 1024, 2), (8, 512, 1))
 
 
 class ReferringGateway(Gateway):
-    """The gateway with references to the origin, whose digests it knows and compares at each pull."""
+    """The gateway with references to the origin, whose bytes it holds at each pull to the BLAKE3 that it learned."""
 
     name = "gateway, verifying"
+    #: Pulls that come before the measured ones: the first pins the SHA-256, the second learns the BLAKE3.
+    earlier_pulls = 2
     settings = "[locations]\ndeny_private = false"
 
     def __init__(self, directory: Path, origin: Origin) -> None:
@@ -46,8 +48,8 @@ class ReferringGateway(Gateway):
             }
             made = self.request("POST", "/images", headers=headers)
             self._images[file] = Target(f"/images/{made.json()['image']['_id']}")
-            # The first read pins the digest.
-            self.request("GET", self._images[file].path)
+            for _ in range(self.earlier_pulls):
+                self.request("GET", self._images[file].path)
         return self._images[file]
 
 
@@ -56,6 +58,25 @@ class SplicingGateway(ReferringGateway):
 
     name = "gateway, spliced"
     settings = "[locations]\ndeny_private = false\n[stores]\nverify_direct_pulls = false"
+
+
+class LearningGateway(ReferringGateway):
+    """The gateway at the first pull that it holds to a SHA-256: it learns the BLAKE3 by it."""
+
+    name = "gateway, first verified pull"
+    earlier_pulls = 1
+
+    def forget(self, file: Path) -> None:
+        """Have a new reference, of which nothing is learned."""
+        del self._images[file]
+        self.image(file)
+
+
+class WideLearningGateway(LearningGateway):
+    """The same on both cores."""
+
+    name = "gateway, first verified pull, 2 cores"
+    cores = BOTH_CORES
 
 
 class WideGateway(ReferringGateway):
@@ -76,16 +97,25 @@ def workloads(stand: Stand) -> Iterator[Table]:
             for cls in (ProxyPass, LargeProxyPass, Haproxy, SplicingGateway, ReferringGateway, WideGateway)
         )
     )
-    hashes = present(stand.find(HashAlone), stand.find(WideHashAlone))
+    learners = present(*(_learning(stand, cls, origin) for cls in (LearningGateway, WideLearningGateway)))
+    hashes = present(stand.find(HashAlone), stand.find(WideHashAlone), stand.find(Blake3Alone))
     for streams, mib, repeats in MANY:
         file = stand.file(mib)
-        for peer in peers:
+        for peer in [*peers, *learners]:
             peer.image(file)
         contenders = [Contender(peer, partial(pull, stand, peer, file, streams, repeats)) for peer in peers]
+        # Once each: the one behind would find it learned.
+        contenders += [
+            Contender(peer, partial(pull, stand, peer, file, streams), partial(peer.forget, file)) for peer in learners
+        ]
         size = file.stat().st_size * repeats
         contenders += [Contender(peer, partial(peer.hash, size, streams)) for peer in hashes]
         title = f"Pulls from an origin: {streams} stream{'s' * (streams > 1)}, {file.stat().st_size >> 20} MiB each"
         yield alternate(f"proxied-{streams}", title, contenders, stand.options)
+
+
+def _learning(stand: Stand, cls: type[LearningGateway], origin: Origin) -> LearningGateway | None:
+    return stand.find(cls, lambda place: cls(place, origin))
 
 
 def _beside(cls: type[Haproxy | ProxyPass | ReferringGateway], origin: Origin, place: Path) -> Peer:

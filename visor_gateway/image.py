@@ -99,6 +99,8 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
         sha256: Hex SHA-256 of the bytes; None until they are known.
         attempt_id: The writing attempt that holds the image while `uploading`, or that wrote its bytes.
         validator: The store's validator of the object at commit (`ObjectInfo.validator`).
+        learned: "SHA-256:BLAKE3", hex: the BLAKE3 of bytes that were found to have that SHA-256; None while nobody
+            looked. Clients are not shown it.
         scrubbed_at: When the bytes were last hashed again; None since they were stored.
         bad_since: When they were found to be no longer those that were stored; None while they are right.
         attributes: Custom attributes.
@@ -126,9 +128,17 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     access_count: int = 0
     attempt_id: str | None = None
     validator: str | None = None
+    learned: str | None = None
     scrubbed_at: datetime | None = None
     bad_since: datetime | None = None
     attributes: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def blake3(self) -> str | None:
+        """Hex BLAKE3 of the bytes that have `sha256`; None while it is not known. What was learned of other bytes does
+        not count."""
+        sha256, _, blake3 = (self.learned or "").partition(":")
+        return blake3 if blake3 and sha256 == self.sha256 else None
 
     def shown(self, uri: str) -> dict[str, Any]:
         """The record as clients see it: every named field, None where unset, then the custom attributes."""

@@ -40,6 +40,7 @@ CATALOGUED = {
     "test_meta_images": ("visor", "role"),
     "test_meta_attempts": ("visor", "role"),
     "test_meta_copies": ("visor",),
+    "test_meta_learned": ("visor",),
     "test_meta_scrub": ("visor",),
     "test_meta_accounts": ("auth", "auth_role"),
     "test_meta_credentials": ("auth",),

@@ -206,12 +206,14 @@ async def test_what_a_first_read_found_of_anothers_reference_lasts_while_its_loc
     image = await metadata.images.get(image_id)
     assert (image.size, image.sha256) == (None, None)
     assert await metadata.images.pin(image, sha256="a" * 64, size=7) == "a" * 64
+    image = await metadata.images.get(image_id)
+    assert await metadata.images.learn(image, "b" * 64)
     server.change("reference", owner="carol")
     image = await metadata.images.get(image_id)
-    assert (image.owner, image.size, image.sha256) == ("carol", 7, "a" * 64)
+    assert (image.owner, image.size, image.sha256, image.blake3) == ("carol", 7, "a" * 64, "b" * 64)
     server.change("reference", location=URL + "2")
     image = await metadata.images.get(image_id)
-    assert (image.location, image.size, image.sha256) == (URL + "2", None, None)
+    assert (image.location, image.size, image.sha256, image.learned) == (URL + "2", None, None, None)
 
 
 async def test_all_pages_of_a_list_are_read(metadata, server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -40,11 +41,20 @@ class NginxOrigin:
         """What trusts its certificate and no other."""
         return ssl.create_default_context(cafile=self.directory / "authority.pem")
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes | bytearray) -> None:
         """Offer a file, replacing an older one as a careful operator does: by a rename."""
         beside = self.directory / "new"
         beside.write_bytes(data)
         beside.replace(self._server.files / name)
+
+    def flip(self, name: str, position: int) -> None:
+        """Flip a bit of a file as a disk does: neither size nor time nor `ETag` tell of it."""
+        file = self._server.files / name
+        times = file.stat()
+        data = bytearray(file.read_bytes())
+        data[position] ^= 1
+        self.put(name, data)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
     def start(self) -> None:
         self._server.start()

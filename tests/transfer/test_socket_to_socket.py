@@ -12,6 +12,7 @@ from functools import partial
 
 import pytest
 import trio
+from blake3 import blake3
 
 from visor_gateway.errors import StoreError, StoreUnreachable
 from visor_gateway.store.contract import Block, Direct
@@ -260,14 +261,22 @@ class Claims(Pace):
 # --- hashing on the way ----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=[1, 2, 8], ids=lambda cores: f"{cores} cores")
+def cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one, the copying thread hashes; with two, one of two digests has a thread of its own."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(request.param)))
+
+
+@pytest.mark.usefixtures("cores")
 async def test_what_is_copied_is_hashed_whole_and_in_order(line: Line) -> None:
-    digest = hashlib.sha256(DATA[:7])
+    digest, other = hashlib.sha256(DATA[:7]), blake3(DATA[:7])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(line.send, DATA[7:])
-        copy = partial(Copier(buffer_size=100_000).copy, (digest,))
+        copy = partial(Copier(buffer_size=100_000).copy, (digest, other))
         nursery.start_soon(copy, line.offer(SIZE - 7), line.sink.fileno(), Meter(), None, Booked())
         assert await line.received(SIZE - 7) == DATA[7:]
     assert digest.digest() == hashlib.sha256(DATA).digest()
+    assert other.digest() == blake3(DATA).digest()
 
 
 async def test_the_first_bytes_wait_for_no_others_and_each_step_is_told(
@@ -286,6 +295,7 @@ async def test_the_first_bytes_wait_for_no_others_and_each_step_is_told(
     assert told == [10, 1000]
 
 
+@pytest.mark.usefixtures("cores")
 async def test_a_digest_has_what_was_booked_when_the_upstream_breaks(line: Line) -> None:
     digest, booked = hashlib.sha256(), Booked()
     line.origin.send(DATA[:1000])
@@ -296,6 +306,7 @@ async def test_a_digest_has_what_was_booked_when_the_upstream_breaks(line: Line)
     assert digest.digest() == hashlib.sha256(DATA[:1000]).digest()
 
 
+@pytest.mark.usefixtures("cores")
 async def test_a_digest_that_fails_ends_the_copy(line: Line) -> None:
     class Broken:
         def update(self, data: Block, /) -> None:

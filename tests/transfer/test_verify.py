@@ -6,9 +6,11 @@ import hashlib
 
 import pytest
 import trio
+from blake3 import blake3
 
 from visor_gateway.errors import ObjectChanged, StoreError
 from visor_gateway.store.contract import Block, Direct
+from visor_gateway.transfer.digest import Digests
 from visor_gateway.transfer.verify import HELD, Hashed, Verified
 
 DATA = bytes(range(256)) * 4
@@ -67,9 +69,15 @@ async def test_without_agreement_all_but_the_last_block_comes(size: int) -> None
 async def test_what_passes_is_what_is_hashed() -> None:
     hashed = Hashed(Source(100))
     assert await read(hashed) == DATA
-    await hashed.check(hashlib.sha256(DATA).hexdigest())
-    with pytest.raises(ObjectChanged, match="digest"):
-        await hashed.check(hashlib.sha256(b"").hexdigest())
+    assert await hashed.sha256() == hashlib.sha256(DATA).hexdigest()
+
+
+async def test_several_digests_are_of_the_same_bytes() -> None:
+    hashed = Hashed(Source(100), Digests(("sha256", "blake3")))
+    assert await read(hashed) == DATA
+    digests = await hashed.digests()
+    assert digests.hex("sha256") == hashlib.sha256(DATA).hexdigest()
+    assert digests.hex("blake3") == blake3(DATA).hexdigest()
 
 
 async def test_blocks_hashed_in_threads_are_hashed_before_their_buffer_is_used_again() -> None:
@@ -86,7 +94,7 @@ async def test_blocks_hashed_in_threads_are_hashed_before_their_buffer_is_used_a
     while await hashed.receive_some():
         pass
     whole = b"".join(bytes([number % 251]) * size for number in range(1, 201))
-    await hashed.check(hashlib.sha256(whole).hexdigest())
+    assert await hashed.sha256() == hashlib.sha256(whole).hexdigest()
 
 
 class Socket(Source):

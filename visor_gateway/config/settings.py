@@ -285,7 +285,7 @@ class FileStore(StoreSettings, frozen=True, kw_only=True):
     type = "file"
     directory: Annotated[Path, kinds.PATH, "Where the images' bytes are kept."]
     verify: Annotated[
-        str, kinds.choice("stat", "always"), "What a pull relies on: an untouched file, or its SHA-256 each time."
+        str, kinds.choice("stat", "always"), "What a pull relies on: an untouched file, or its digest each time."
     ] = "stat"
     scrub_interval: Annotated[
         float, kinds.seconds(zero=True), "Seconds after which an image is read and hashed again; 0 for never."

@@ -25,7 +25,7 @@ ATTEMPT: Final = tuple(attempts.c[name] for name in Attempt.__struct_fields__)
 _ASSIGNABLE: Final = ("locked", "error")
 #: What a record may be while an attempt holds it, or was promised it.
 _UNFINISHED: Final = (*_ASSIGNABLE, "uploading")
-_OF_THE_BYTES: Final = ("size", "checksum", "sha256", "validator", "uploaded_at", "scrubbed_at", "bad_since")
+_OF_THE_BYTES: Final = ("size", "checksum", "sha256", "validator", "uploaded_at", "scrubbed_at", "bad_since", "learned")
 _NO_BYTES: Final = {name: None for name in _OF_THE_BYTES}
 #: End of a lease that the sweep was told of.
 LONG_AGO: Final = datetime.fromtimestamp(0, UTC)

@@ -126,6 +126,9 @@ class SqlImageRepository:
     async def pin(self, image: Image, *, sha256: str, size: int) -> str | None:
         return await self._database.write(partial(records.pin, image=image, sha256=sha256, size=size))
 
+    async def learn(self, image: Image, blake3: str | None) -> bool:
+        return await self._database.write(partial(records.learn, image=image, blake3=blake3))
+
     async def scrubbed_before(self, store: str, moment: datetime) -> list[str]:
         return await self._database.read(partial(records.scrubbed_before, store=store, moment=moment))
 

@@ -52,6 +52,7 @@ _KEPT: Final = frozenset({
     "attempt_id",
     "scrubbed_at",
     "bad_since",
+    "learned",
     "attributes",
 })
 
@@ -240,6 +241,12 @@ def pin(connection: sa.Connection, image: Image, sha256: str, size: int) -> str 
     connection.execute(images.update().where(same, unpinned, ALIVE).values(sha256=sha256, size=size))
     found: str | None = connection.execute(sa.select(images.c.sha256).where(same, ALIVE)).scalar_one_or_none()
     return found
+
+
+def learn(connection: sa.Connection, image: Image, blake3: str | None) -> bool:
+    same = (images.c.id == image.id) & (images.c.sha256 == image.sha256) & (images.c.status == "available")
+    learned = None if blake3 is None else f"{image.sha256}:{blake3}"
+    return connection.execute(images.update().where(same, ALIVE).values(learned=learned)).rowcount == 1
 
 
 def scrubbed_before(connection: sa.Connection, store: str, moment: datetime) -> list[str]:

@@ -75,6 +75,7 @@ images: Final = sa.Table(
     sa.Column("entombed_at", Timestamp),
     sa.Column("scrubbed_at", Timestamp),
     sa.Column("bad_since", Timestamp),
+    sa.Column("learned", text(129)),
 )
 # A list is read off an index that has its order. The migration tells PostgreSQL to put NULL first, as SQLite does.
 sa.Index("images_by_created_at", images.c.created_at, images.c.id)

@@ -14,6 +14,7 @@ from ..image import Image
 from ..store.contract import Block
 from ..store.file import FileReadStream, FileStore
 from ..transfer.contract import ClientConnection
+from ..transfer.learning import demand_right, digests_for
 from ..transfer.pinning import pin
 from ..transfer.pump import Source, pump
 from ..transfer.relay import Move, relay
@@ -109,7 +110,7 @@ class Delivery:
         return self._image.sha256 is None or self._services.settings.stores.verify_direct_pulls
 
     async def _move_hashed(self, upstream: Upstream, length: int | None, transfer: Transfer) -> None:
-        hashed = Hashed(upstream)
+        hashed = Hashed(upstream, digests_for(self._image))
         if length is None:
             await self._pump(hashed, transfer)
             await self._agree_on_digest(upstream, hashed)
@@ -135,19 +136,19 @@ class Delivery:
         if len(upstream.sources) > 1 and self._image.sha256 is not None:
             for candidate in upstream.sources:
                 if self._is_hashed(candidate, whole=whole):
-                    await self._verify(candidate, self._image.sha256, transfer)
+                    await self._verify(candidate, transfer)
         self._services.scrub.demand_not_condemned(self._place(upstream))
 
-    async def _verify(self, candidate: Candidate, sha256: str, transfer: Transfer) -> None:
+    async def _verify(self, candidate: Candidate, transfer: Transfer) -> None:
         """Read a whole location and let none of it go: where a pull that began in a file went on elsewhere, nobody has
         hashed what came from there together with what was before."""
         source = locations.upstream(self._services, [candidate], transfer, verified=True)
         try:
-            hashed = Hashed(source)
+            hashed = Hashed(source, digests_for(self._image))
             with transfer.meter.waiting("store"):
                 while await hashed.receive_some():
                     pass
-            await hashed.check(sha256)
+            await demand_right(self._services.images, self._image, await hashed.digests())
         finally:
             await source.aclose()
 
@@ -169,7 +170,7 @@ class Delivery:
             await pin(self._services.images, self._image, await hashed.sha256(), upstream.position)
             return
         try:
-            await hashed.check(self._image.sha256)
+            await demand_right(self._services.images, self._image, await hashed.digests())
         except ObjectChanged:
             # Of bytes that came from several places nobody can say which were wrong.
             if isinstance(upstream.candidate.store, FileStore) and not upstream.healed:

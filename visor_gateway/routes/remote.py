@@ -14,6 +14,7 @@ from ..store.contract import Block
 from ..transfer.cachereader import CacheReader
 from ..transfer.contract import ClientConnection
 from ..transfer.filling import Open
+from ..transfer.learning import demand_right, digests_for
 from ..transfer.pump import pump
 from ..transfer.relay import relay
 from ..transfer.transfer import Transfer
@@ -103,11 +104,11 @@ class RemoteDelivery:
             return
         stream = await self._read(transfer, 0, image.size, True)
         try:
-            hashed = Hashed(stream)
+            hashed = Hashed(stream, digests_for(image))
             with transfer.meter.waiting("store"):
                 while await hashed.receive_some():
                     pass
-            await hashed.check(image.sha256)
+            await demand_right(self._services.images, image, await hashed.digests())
         finally:
             with trio.move_on_after(CLOSE_SECONDS, shield=True):
                 await stream.aclose()

@@ -2,9 +2,10 @@
 
 Theory of operation. One thread per body fills a buffer from the upstream's socket, hands it to the hash threads and
 sends it to the client at the same time; who is last to let go of a buffer makes it free again. Reading, sending and
-hashing all run without the interpreter's lock, so the slowest of them is the pace, not their sum. What is hashed is
-what is sent, from the same memory: pages that only pass through a pipe may still belong to a file of an origin on
-this host, and change between the one and the other.
+hashing all run without the interpreter's lock, so the slowest of them is the pace, not their sum. Where bodies leave
+no core to hash threads, each body's thread hashes by itself: the buffer stays in one cache, and nobody is woken.
+What is hashed is what is sent, from the same memory: pages that only pass through a pipe, or are looked at in a socket
+before they do, may still belong to a file of an origin on this host, and change between the one and the other.
 
 The Trio task that asked sleeps until the thread has ended. A cancellation is a message to the thread, by an eventfd
 that it polls beside either socket; the task goes on only when thread and hash threads have let go of everything. The
@@ -26,7 +27,7 @@ import trio
 from ..errors import StoreUnreachable
 from ..store.contract import Direct
 from .digest import Hash
-from .hashing import Buffers, Hasher
+from .hashing import Buffers, Hasher, InlineHasher
 from .limits import Pace, Rates
 from .meter import Meter
 
@@ -43,7 +44,7 @@ class Copier:
     """The bodies of one daemon that are copied in threads. Holds nothing between bodies: there is nothing to close."""
 
     def __init__(self, *, limit: int = LIMIT, buffer_size: int = BUFFER_SIZE) -> None:
-        self._free = limit
+        self._limit = self._free = limit
         self._buffer_size = buffer_size
 
     async def copy(
@@ -75,8 +76,14 @@ class Copier:
         self._free -= 1
         mover = None
         try:
-            buffers = Buffers(BUFFERS, min(self._buffer_size, source.length))
-            hashers = [Hasher(digest, buffers) for digest in hashes]
+            threads = min(len(hashes), self._free_cores())
+            # Without hash threads one buffer is enough, and a larger one means fewer turns.
+            count, size = (BUFFERS, self._buffer_size) if threads else (1, 2 * self._buffer_size)
+            buffers = Buffers(count, min(size, source.length))
+            hashers = [
+                Hasher(digest, buffers) if number < threads else InlineHasher(digest, buffers)
+                for number, digest in enumerate(hashes)
+            ]
             mover = _Mover(source, sink, buffers, hashers, meter, pace or Rates().pace(), moved)
             await self._run(mover)
         finally:
@@ -87,6 +94,10 @@ class Copier:
         if mover.error is not None:
             raise mover.error
         return True
+
+    def _free_cores(self) -> int:
+        """Cores that the threads of bodies, that of the one which begins included, leave to others."""
+        return max(0, len(os.sched_getaffinity(0)) - (self._limit - self._free))
 
     @staticmethod
     async def _run(mover: _Mover) -> None:
@@ -118,7 +129,7 @@ class _Mover:
         source: Direct,
         sink: int,
         buffers: Buffers,
-        hashers: Sequence[Hasher],
+        hashers: Sequence[Hasher | InlineHasher],
         meter: Meter,
         pace: Pace,
         tell_moved: Callable[[], None],

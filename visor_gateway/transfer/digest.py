@@ -7,9 +7,10 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import trio
+from blake3 import blake3
 
 from ..errors import DigestMismatch, InvalidRequest
 from ..store.contract import Block
@@ -22,16 +23,21 @@ _limiter: Final = trio.CapacityLimiter(8)  # hashing releases the GIL; more thre
 
 
 class Hash(Protocol):
-    """A running digest of hashlib."""
+    """A running digest of hashlib, or BLAKE3."""
 
     def update(self, data: Block, /) -> None: ...
 
 
 class Digests:
-    """Running digests of one stream of bytes."""
+    """Running digests of one stream of bytes, by their names in hashlib, and "blake3"."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._hashes = {name: hashlib.new(name, usedforsecurity=False) for name in names}
+        self._hashes: dict[str, Any] = {
+            name: blake3() if name == "blake3" else hashlib.new(name, usedforsecurity=False) for name in names
+        }
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._hashes
 
     def copy(self) -> Digests:
         """Digests of the same bytes, which go on by themselves."""
@@ -56,7 +62,8 @@ class Digests:
 
     def hex(self, name: str) -> str:
         """Hex form of the digest so far."""
-        return self._hashes[name].hexdigest()
+        found: str = self._hashes[name].hexdigest()
+        return found
 
     def check(self, expected: Mapping[str, bytes]) -> None:
         """Raises `DigestMismatch` unless every expected digest (raw bytes by hashlib name) is right."""

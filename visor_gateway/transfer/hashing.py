@@ -1,4 +1,4 @@
-"""Digests in threads of their own, fed with buffers that others use at the same time and that go round.
+"""Digests of buffers that others use at the same time and that go round: in threads of their own, or inline.
 
 Each holder of a buffer lets go of it when it is done, and the last one makes it free again. So bytes are hashed while
 they are written, several digests at once, and what waits for the slowest of them is bounded by the number of buffers.
@@ -64,6 +64,28 @@ class Buffers:
             if buffer.holders:
                 return
         self._free.put(buffer)
+
+
+class InlineHasher:
+    """What `Hasher` is, in the caller's thread: where no core is free, to hand over costs more than it gains."""
+
+    def __init__(self, digest: Hash, buffers: Buffers) -> None:
+        self._digest = digest
+        self._buffers = buffers
+
+    def start(self) -> None:
+        """Nothing is to be begun."""
+
+    def put(self, buffer: Buffer, count: int) -> None:
+        """Hash the first `count` bytes of a buffer, then let go of it. Raises what the digest does."""
+        self._digest.update(buffer.view[:count])
+        self._buffers.let_go(buffer)
+
+    def end(self) -> None:
+        """Nothing is left."""
+
+    def check(self) -> None:
+        """`put` has told."""
 
 
 class Hasher:

@@ -6,7 +6,6 @@ still be told, by a reset.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final
@@ -14,7 +13,7 @@ from typing import Final
 import msgspec
 import trio
 
-from ..errors import ObjectChanged, StoreError
+from ..errors import StoreError
 from ..store.contract import Block, Direct
 from .digest import INLINE, Digests, Hash
 from .pump import Source
@@ -85,7 +84,7 @@ class Hashed(_Passing):
     """
 
     def __init__(self, source: Source, digests: Digests | None = None) -> None:
-        """`digests` have taken what comes before the source; without them it is the whole."""
+        """`digests` have taken what comes before the source; without them it is the whole, and SHA-256."""
         super().__init__(source)
         self._digests = digests or Digests(("sha256",))
         self._hashing: trio.Event | None = None
@@ -105,27 +104,28 @@ class Hashed(_Passing):
     def direct(self) -> Direct | None:
         return super().direct() if self._hashing is None or self._hashing.is_set() else None
 
-    async def sha256(self) -> str:
-        """The hex SHA-256 of the bytes so far."""
+    async def digests(self) -> Digests:
+        """The digests of the bytes so far."""
         await self._settle()
-        return self._digests.hex("sha256")
+        return self._digests
 
-    async def check(self, sha256: str) -> None:
-        """Raises `ObjectChanged` unless the bytes so far have this hex SHA-256."""
-        if not hmac.compare_digest(await self.sha256(), sha256):
-            raise ObjectChanged("The bytes in the store are not those that the record describes: their digest differs")
+    async def sha256(self) -> str:
+        """The hex SHA-256 of the bytes so far, where that is among the digests."""
+        return (await self.digests()).hex("sha256")
 
     def _begin(self, block: Block) -> None:
-        (digest,) = self._digests.running()
+        running = self._digests.running()
         if len(block) <= INLINE:
-            digest.update(block)
+            for digest in running:
+                digest.update(block)
             return
         done = self._hashing = trio.Event()
         token = trio.lowlevel.current_trio_token()
 
         def update() -> None:
             try:
-                digest.update(block)
+                for digest in running:
+                    digest.update(block)
             except Exception as error:
                 self._error = error
 

@@ -289,6 +289,11 @@ class ImageRepository(Protocol):
         SHA-256 that the record has then; None if it is gone, or no longer of `image`'s attempt."""
         ...
 
+    async def learn(self, image: Image, blake3: str | None) -> bool:
+        """Keep the hex BLAKE3 of bytes that were found to have `image`'s SHA-256 (which is not None), or forget it
+        (None), if the record still has that SHA-256. Returns whether it has. Other bytes make it void."""
+        ...
+
     async def scrubbed_before(self, store: str, moment: datetime) -> list[str]:
         """Available images with a location in a store whose bytes there were last hashed (when they were stored, or by
         a scrub) before a moment: their `_id`s, those of the longest ago first."""

@@ -87,7 +87,7 @@ def foreign(found: ImageDocument, known: Image | None, local_ids: Mapping[str, s
         **values,
     )
     if known is not None and known.location == location and known.status == status:
-        same = ("attempt_id", "size", "checksum", "sha256", "validator", "scrubbed_at", "bad_since")
+        same = ("attempt_id", "size", "checksum", "sha256", "validator", "scrubbed_at", "bad_since", "learned")
         image = msgspec.structs.replace(image, **{name: getattr(known, name) for name in same})
     return image
 
