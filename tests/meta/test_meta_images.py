@@ -204,7 +204,8 @@ async def test_a_list_takes_the_same_few_statements_however_long_it_is(metadata,
     sa.event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
     found = await metadata.images.find(query)
     assert len(found) == count
-    assert [statement.split()[0] for statement in statements if statement != "BEGIN"] == ["SELECT", "SELECT"]
+    # Those that meet the filters, their records, their attributes.
+    assert [statement.split()[0] for statement in statements if statement != "BEGIN"] == ["SELECT"] * 3
 
 
 # --- changes -----------------------------------------------------------------------------------

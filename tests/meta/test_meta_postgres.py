@@ -14,7 +14,6 @@ from visor_gateway.errors import ConfigError, MetadataUnavailable
 from visor_gateway.meta import postgres
 from visor_gateway.meta.contract import ImageQuery
 from visor_gateway.meta.last_read import KEPT, LastRead
-from visor_gateway.meta.query import page
 from visor_gateway.meta.sql import open_metadata
 
 LATER = datetime.now(UTC) + timedelta(days=1)
@@ -101,22 +100,6 @@ async def test_every_column_of_text_is_in_the_order_of_its_code_points(backend, 
     other = "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public'"
     other += " AND data_type IN ('text', 'character varying') AND collation_name IS DISTINCT FROM 'C'"
     assert [row for row in backend.query(other) if row[0] != "alembic_version"] == []
-
-
-@pytest.mark.parametrize("sort", ["created_at", "name", "size", "updated_at"])
-@pytest.mark.parametrize("descending", [False, True])
-async def test_a_list_is_read_off_an_index_that_has_its_order(backend, metadata, sort, descending):
-    query = ImageQuery(viewer="alice", sort=sort, descending=descending, filters=(("format", "raw"),), limit=100)
-
-    def explain(connection: sa.Connection) -> str:
-        # The planner of an empty table would sort: that it may not leaves what it could do with a full one.
-        connection.execute(sa.text("SET LOCAL enable_sort = off"))
-        statement = page(connection, query).compile(connection, compile_kwargs={"literal_binds": True})
-        return "\n".join(connection.scalars(sa.text(f"EXPLAIN {statement}")))
-
-    plan = await metadata.images._database.read(explain)
-    assert f"using images_by_{sort}" in plan
-    assert "Sort" not in plan
 
 
 # --- writers -----------------------------------------------------------------------------------

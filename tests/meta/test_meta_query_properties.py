@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,7 +39,8 @@ filters = st.lists(
     st.tuples(st.just("size"), st.sampled_from(["9", "10", "010", str(2**53 + 1)]))
     | st.tuples(st.sampled_from(["name", "distro", "version"]), text)
     | st.tuples(st.just("created_at"), moment.map(timestamp))
-    | st.tuples(st.just("owner"), st.sampled_from(["alice", "bob"])),
+    | st.tuples(st.just("owner"), st.sampled_from(["alice", "bob"]))
+    | st.tuples(st.just("access"), st.sampled_from(["public", "private"])),
     max_size=2,
 ).map(tuple)
 query = st.builds(
@@ -93,10 +95,13 @@ async def all_pages(images: list[Image], query: ImageQuery) -> tuple[list[str], 
             return [image.id for image in whole], [image.id for image in paged], lengths
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(images=st.lists(image, max_size=14, unique_by=lambda image: image.id), query=query)
-def test_filters_and_order_are_the_models_and_all_pages_together_are_the_whole_list(images, query):
-    whole, paged, lengths = trio.run(all_pages, images, query)
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(images=st.lists(image, max_size=14, unique_by=lambda image: image.id), query=query, few=st.integers(0, 9))
+def test_filters_and_order_are_the_models_and_all_pages_together_are_the_whole_list(images, query, few):
+    # Few images are put in order, of many a page is read off an index.
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr("visor_gateway.meta.query.FEW", few)
+        whole, paged, lengths = trio.run(all_pages, images, query)
     assert whole == model(images, query)
     assert paged == whole
     assert all(length == query.limit for length in lengths[:-1])

@@ -263,6 +263,11 @@ _SETTINGS: Final = {
     "statement_timeout": STATEMENT_SECONDS * 1000,
     "idle_in_transaction_session_timeout": IDLE_SECONDS * 1000,
     "timezone": "UTC",
+    # Records are in memory: with the cost of a disk's random reads, all rows are read rather than few by an index.
+    "random_page_cost": 1.1,
+    # Lists are short: to compile them, or to begin other processes, takes longer.
+    "jit": "off",
+    "max_parallel_workers_per_gather": 0,
 }
 _CONNECT: Final = {
     "options": " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items()),

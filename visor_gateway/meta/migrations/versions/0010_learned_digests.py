@@ -7,7 +7,7 @@ from alembic import op
 
 from visor_gateway.meta.text import text
 
-revision = "0011"
+revision = "0010"
 down_revision = "0009"
 branch_labels = None
 depends_on = None
