@@ -8,6 +8,7 @@ its connection so many times a second, each in turn, comes back and resumes.
 from __future__ import annotations
 
 import base64
+import functools
 import os
 import select
 import socket
@@ -67,7 +68,8 @@ class Record(msgspec.Struct):
     closed: int | None = None
 
 
-_decode: Final = msgspec.json.Decoder(_Message).decode
+#: Most get the same messages, and what reading them costs here is taken from the server's cores.
+_decode: Final = functools.lru_cache(maxsize=256)(msgspec.json.Decoder(_Message).decode)
 
 
 class Subscriber:

@@ -15,7 +15,8 @@ from wsproto import ConnectionType
 from wsproto.connection import Connection
 from wsproto.events import CloseConnection, Event, Ping, Pong, TextMessage
 
-from visor_gateway.routes.live import PING_SECONDS, SLOW_SECONDS, events, websocket
+from visor_gateway.routes.live import events, websocket
+from visor_gateway.routes.live_sender import PING_SECONDS, SLOW_SECONDS
 from visor_gateway.routes.request import Caller, Request
 from visor_gateway.transfer.hub import Hub
 from visor_gateway.transfer.plane import HubPlane

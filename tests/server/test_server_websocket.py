@@ -413,6 +413,86 @@ async def test_texts_go_out_in_one_write_and_a_ping_is_open_until_its_own_pong_c
         assert app.connection.pinged_at is None
 
 
+class Hurried:
+    """An application that sends at once for as long as it can, and then in the ordinary way."""
+
+    def __init__(self) -> None:
+        self.whole: list[bool] = []
+
+    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+        connection = scope["state"]["connection"]
+        await receive()
+        assert not connection.sends_now
+        await send({"type": "websocket.accept"})
+        while connection.sends_now:
+            self.whole.append(connection.send_texts_now([str(len(self.whole)), "x" * SHARED_LENGTH], ping=True))
+        await connection.send_texts(["last"])
+        assert (await receive())["type"] == "websocket.disconnect"
+        assert not connection.sends_now
+
+
+async def test_what_a_full_socket_does_not_take_at_once_goes_out_before_what_is_sent_next() -> None:
+    app = Hurried()
+    async with serving(app) as edge:
+        client = await open_websocket(edge, receive_buffer=4096)
+        events: list[Event] = []
+        text = ""
+        while text != "last":
+            event = await client.next()
+            assert isinstance(event, Event)
+            if isinstance(event, Ping):
+                events.append(event)
+            elif isinstance(event, TextMessage):
+                text += event.data
+                if event.message_finished and text != "last":
+                    events.append(TextMessage(data=text[:10]))
+                    text = ""
+        await client.send(CloseConnection(code=1000))
+        await until_no_connection(edge)
+    assert app.whole == [True] * (len(app.whole) - 1) + [False]
+    texts = [event.data for event in events if isinstance(event, TextMessage)]
+    assert texts == [each for number in range(len(app.whole)) for each in (str(number), "x" * 10)]
+    assert sum(isinstance(event, Ping) for event in events) == 1
+
+
+async def test_what_is_sent_at_once_to_a_client_that_is_gone_tells_so_by_the_next_send() -> None:
+    failed = trio.Event()
+
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        connection = scope["state"]["connection"]
+        await receive()
+        await send({"type": "websocket.accept"})
+        while connection.sends_now:
+            connection.send_texts_now(["x" * SHARED_LENGTH])
+            await trio.lowlevel.checkpoint()
+        with pytest.raises(OSError, match="gone"):
+            await connection.send_texts(["x"])
+        failed.set()
+
+    async with serving(app) as edge:
+        client = await open_websocket(edge)
+        client.peer.vanish()
+        await failed.wait()
+        await until_no_connection(edge)
+
+
+async def test_nothing_is_sent_at_once_over_tls(tls_files: Any) -> None:
+    asked: list[bool] = []
+
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        asked.append(scope["state"]["connection"].sends_now)
+
+    async with serving(app, **tls_files.settings) as edge:
+        client = await edge.tls_client(tls_files.client)
+        await client.send_all(HANDSHAKE + b"\r\n")
+        assert (await client.receive_some(65536)).startswith(b"HTTP/1.1 101 ")
+        await client.aclose()
+        await until_no_connection(edge)
+    assert asked == [False]
+
+
 async def test_texts_can_not_be_sent_once_the_websocket_is_over_nor_where_there_is_none() -> None:
     failed: list[type[BaseException]] = []
 

@@ -11,23 +11,20 @@ import functools
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import trio
 
 from ..errors import InvalidRequest
 from ..transfer.contract import ClientConnection
-from ..transfer.messages import PROTOCOL, Bye, ByeReason, Resume, Subscribe, encode
+from ..transfer.messages import PROTOCOL, ByeReason, Resume, Subscribe
 from ..transfer.plane import Watch
+from .live_sender import Outlet, Sender
 from .movement import Receive, Send
 from .negotiate import COMMON_HEADERS
 from .request import Answer, Caller, Request, Services, Text
 
-SLOW_SECONDS: Final = 10.0  # a subscriber that takes nothing for so long is closed
-PING_SECONDS: Final = 5.0  # between a pong, or the opening, and the next ping
-LOOK_SECONDS: Final = 1.0  # how often one that has not taken all is looked at
-FAREWELL_SECONDS: Final = 1.0
 PARSE_SECONDS: Final = 0.05  # between two messages of a client: a snapshot costs more than the wish for one
 
 #: RFC 6455, 7.4: going away, policy violation, and one of our own.
@@ -81,6 +78,8 @@ async def _listen(watch: Watch, receive: Receive) -> None:
 
 class _WebSocket:
     """Messages as text frames."""
+
+    sends_now = True
 
     def __init__(self, send: Send, connection: ClientConnection) -> None:
         self._send = send
@@ -159,6 +158,7 @@ class _EventStream:
     has an id, `<epoch>:<seq>`; the epoch is that of `hello`, which comes first. Nothing can be asked of its reader."""
 
     pinged_at = None
+    sends_now = False
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -197,24 +197,9 @@ def _as_event(text: str, epoch: str | None) -> bytes:
 # --- both ----------------------------------------------------------------------------------------
 
 
-class _Outlet(Protocol):
-    """What carries messages to a client."""
-
-    async def send(self, texts: Sequence[str], *, ping: bool) -> None:
-        """Send messages in one write, and with `ping` a question that every reader answers, where there is such."""
-        ...
-
-    @property
-    def pinged_at(self) -> float | None:
-        """When the question was sent that is not answered yet."""
-        ...
-
-    async def close(self, reason: ByeReason) -> None: ...
-
-
 async def _converse(
     watch: Watch,
-    outlet: _Outlet,
+    outlet: Outlet,
     connection: ClientConnection,
     until_gone: Callable[[], Awaitable[None]],
 ) -> None:
@@ -225,94 +210,5 @@ async def _converse(
             nursery.cancel_scope.cancel(reason="the client is gone")
 
         nursery.start_soon(listen)
-        await _Sender(watch, outlet, connection).run()
+        await Sender(watch, outlet, connection).run()
         nursery.cancel_scope.cancel(reason="all is said")
-
-
-class _Sender:
-    """Sends a watcher's messages, and tells a client that takes none.
-
-    A client that stopped reading is seen by the pong that does not come, and by the bytes that its kernel does not
-    acknowledge: our own kernel would take hours of messages before `send` blocks. `_left` is how many there were at the
-    last look.
-    """
-
-    def __init__(self, watch: Watch, outlet: _Outlet, connection: ClientConnection) -> None:
-        self._watch = watch
-        self._outlet = outlet
-        self._connection = connection
-        self._left = 0
-        self._took_at = trio.current_time()
-        self._ping_at = self._took_at + PING_SECONDS
-
-    async def run(self) -> None:
-        """Send until all is said or the client is gone or too slow; then it is closed."""
-        try:
-            if await self._deliver() and self._watch.farewell is not None:
-                await self._close(self._watch.farewell)
-            else:
-                await self._close_slow()
-        except OSError:  # gone
-            return
-
-    async def _deliver(self) -> bool:
-        """Send messages. True when all is said, False when the client takes nothing."""
-        while self._takes():
-            text: str | None = ""
-            with trio.CancelScope(deadline=self._look_at()):
-                text = await self._watch.next_text()
-            if text is None:
-                return True
-            await self._send([text, *self._watch.further_texts()] if text else [])
-        return False
-
-    def _look_at(self) -> float:
-        """When to look at the client, though there is nothing to send."""
-        now, pinged_at = trio.current_time(), self._outlet.pinged_at
-        due = self._ping_at if pinged_at is None or self._ping_at > now else pinged_at + SLOW_SECONDS
-        return min(due, now + LOOK_SECONDS) if self._left else due
-
-    def _takes(self) -> bool:
-        """Whether the client took something in the last `SLOW_SECONDS`, as far as there was something to take, and has
-        answered its ping within them."""
-        left, now = self._connection.unacknowledged(), trio.current_time()
-        if left == 0 or left < self._left:
-            self._took_at = now
-        self._left = left
-        pinged_at = self._outlet.pinged_at
-        return now - (self._took_at if pinged_at is None else min(pinged_at, self._took_at)) < SLOW_SECONDS
-
-    async def _send(self, texts: Sequence[str]) -> None:
-        """Send messages; a ping goes with them when it is time for one."""
-        now = trio.current_time()
-        ping = now >= self._ping_at and self._outlet.pinged_at is None
-        if ping:
-            self._ping_at = now + PING_SECONDS
-        elif not texts:
-            return
-        waits = self._left > 0
-        if waits:
-            self._takes()
-        else:
-            self._took_at = now
-        with trio.move_on_after(SLOW_SECONDS) as bound:
-            await self._outlet.send(texts, ping=ping)
-        if bound.cancelled_caught:
-            # Half a message may be out: nothing can follow it.
-            self._connection.reset()
-            raise ConnectionAbortedError
-        if waits:
-            # What was added is no sign that it took nothing of what there was.
-            self._left = self._connection.unacknowledged()
-
-    async def _close_slow(self) -> None:
-        with trio.move_on_after(FAREWELL_SECONDS):
-            await self._outlet.send([encode(Bye("slow"))], ping=False)
-            await self._close("slow")
-        self._connection.reset()
-
-    async def _close(self, reason: ByeReason) -> None:
-        with trio.move_on_after(FAREWELL_SECONDS) as bound:
-            await self._outlet.close(reason)
-        if bound.cancelled_caught:
-            self._connection.reset()

@@ -105,6 +105,15 @@ class Connection:
         await self._websocket().send_texts(texts, ping=ping)
 
     @property
+    def sends_now(self) -> bool:
+        """Whether messages can be sent over the WebSocket without waiting."""
+        return self._websocket().sends_now
+
+    def send_texts_now(self, texts: Sequence[str], *, ping: bool = False) -> bool:
+        """The same without waiting. Whether the kernel took all."""
+        return self._websocket().send_texts_now(texts, ping=ping)
+
+    @property
     def pinged_at(self) -> float | None:
         """When the ping was sent that the WebSocket's client has not answered."""
         return self._websocket().pinged_at

@@ -31,6 +31,7 @@ from .answer import SWITCHING_PROTOCOLS, Answer
 from .asgi import CONTEXT, STREAM_ID, AppLauncher, Application, Message
 from .head import RequestHead
 from .refusal import Refusal
+from .websocket_frames import is_one_frame, pong_payload
 from .wire import ClientGone, Wire
 
 BLOCK: Final = 64 * 1024
@@ -71,6 +72,7 @@ class WebSocketSession:
         self._accepted = trio.Event()
         self._peer_done = trio.Event()
         self._over = False
+        self._in_frames = True  # whether each read so far brought one whole frame
         self.pinged_at: float | None = None
         self.answer = Answer(head, wire)
         self.fault: Refusal | None = None
@@ -163,7 +165,7 @@ class WebSocketSession:
         try:
             data: bytes = self._protocol.trailing_data[0]
             while True:
-                if data:
+                if data and not self._is_answer(data):
                     await self._stream.handle(Data(STREAM_ID, data))
                     self._look_for_end()
                 if self._peer_done.is_set():
@@ -176,6 +178,15 @@ class WebSocketSession:
         finally:
             self._end()
             self._peer_done.set()
+
+    def _is_answer(self, data: bytes) -> bool:
+        """Whether that is all there is of it: the pong to our ping, which is most of what clients of the live channel
+        send. So long as every frame came in one piece it can't be the middle of another one."""
+        self._in_frames = self._in_frames and is_one_frame(data)
+        if not self._in_frames or (payload := pong_payload(data)) is None:
+            return False
+        self._take_pong(payload)
+        return True
 
     def _look_for_end(self) -> None:
         """The stream has closed on its own (1009): the application is told now, not when the client agrees."""
@@ -213,12 +224,30 @@ class WebSocketSession:
         """
         if self._over or self._wire.closed or self._stream.state is not ASGIWebsocketState.CONNECTED:
             raise ClientGone
+        await self._wire.send([self._framed(texts, ping)], last=True)
+
+    @property
+    def sends_now(self) -> bool:
+        """Whether `send_texts_now` is to be had."""
+        return not self._over and self._stream.state is ASGIWebsocketState.CONNECTED and self._wire.sends_now
+
+    def send_texts_now(self, texts: Sequence[str], *, ping: bool) -> bool:
+        """Send as `send_texts` does, without waiting. Only where `sends_now`.
+
+        Returns:
+            Whether the kernel took all; what it did not take goes out before whatever is sent next.
+        """
+        return self._wire.send_now(self._framed(texts, ping))
+
+    def _framed(self, texts: Sequence[str], ping: bool) -> bytes:
+        """Messages as frames, and a ping where none is unanswered."""
         pieces = [_shared_frame(text) if len(text) <= SHARED_LENGTH else _frame(text) for text in texts]
         if ping and self.pinged_at is None:
             self.pinged_at = trio.current_time()
             pieces.append(_PING)
-        await self._wire.send(pieces, last=True)
-        self.answer.body_bytes += sum(map(len, pieces))
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self.answer.body_bytes += len(data)
+        return data
 
     def _take_pong(self, payload: bytes) -> None:
         if payload == PING_PAYLOAD:

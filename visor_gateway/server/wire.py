@@ -81,6 +81,7 @@ class Wire:
         # Bytes that a borrower sends are not counted here, and without TCP_INFO that count is the only sign of life.
         self.lends = self._is_tcp and not self.encrypted
         self._sending = trio.Lock()
+        self._rest = b""  # of what was to be sent at once
         self._handed = 0
         self._acked = -1
         self._quiet_since: float | None = None
@@ -166,6 +167,25 @@ class Wire:
         finally:
             self._sending.release()
 
+    @property
+    def sends_now(self) -> bool:
+        """Whether `send_now` is to be had: without TLS, while nobody sends and nothing is left over."""
+        return not (self.closed or self.encrypted or self._rest or self._sending.locked())
+
+    def send_now(self, piece: bytes) -> bool:
+        """Send without waiting: what the kernel does not take goes out before whatever `send` sends next. Only where
+        `sends_now`.
+
+        Returns:
+            Whether the kernel took all. False as well where the client is gone; the wire is reset then.
+        """
+        try:
+            self._rest = piece[self._send_now(piece) :]
+        except OSError:
+            self.reset()
+            return False
+        return not self._rest
+
     @asynccontextmanager
     async def lend(self) -> AsyncGenerator[int, None]:
         """A duplicate of the socket, for somebody else to send through; nothing else is sent meanwhile.
@@ -232,6 +252,8 @@ class Wire:
             raise
 
     async def _send_all(self, pieces: Sequence[Block], last: bool) -> None:
+        if self._rest:
+            pieces, self._rest = [self._rest, *pieces], b""
         if sum(map(len, pieces)) <= JOIN_BELOW:
             piece = b"".join(pieces)
             sent = self._send_now(piece) if last and not self.encrypted else 0

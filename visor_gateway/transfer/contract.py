@@ -85,6 +85,18 @@ class ClientConnection(Protocol):
         ...
 
     @property
+    def sends_now(self) -> bool:
+        """Whether `send_texts_now` is to be had: on a WebSocket without TLS that is open, while nobody sends on it and
+        its client's kernel has taken what was sent before."""
+        ...
+
+    def send_texts_now(self, texts: Sequence[str], *, ping: bool = False) -> bool:
+        """Send as `send_texts` does, without waiting: what the kernel does not take goes out before whatever
+        `send_texts` sends next. Whether it took all; false as well where the client is gone. Only where `sends_now`.
+        """
+        ...
+
+    @property
     def pinged_at(self) -> float | None:
         """When the ping was sent that the client has not answered, on Trio's clock; None where it has answered."""
         ...

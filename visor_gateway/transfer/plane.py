@@ -23,6 +23,7 @@ from .foreign import ForeignTransfer
 from .hub import Hub
 from .messages import ByeReason
 from .scrub import Progress, Scrub
+from .sink import Sink
 from .transfer import ENDED, WRITERS, Transfer
 from .view import EVERYTHING, Filters, View, Viewer, totals
 
@@ -65,8 +66,13 @@ class Watch(Protocol):
         """Why the gateway ended it; None while it has not."""
         ...
 
+    def attach(self, sink: Sink) -> None:
+        """Have messages put into `sink` while it is ready and the task waits in `next_text`."""
+        ...
+
     async def next_text(self) -> str | None:
-        """The next message, encoded; None after `bye`. Cancelling it loses no message."""
+        """The next message, encoded; empty where the sink did not take all, and None after `bye`. Cancelling it loses
+        no message."""
         ...
 
     def further_texts(self) -> Sequence[str]:

@@ -41,6 +41,7 @@ from .reports import (
     Writers,
 )
 from .scrub import Progress
+from .sink import Sink
 from .view import Filters, Viewer
 
 
@@ -133,6 +134,9 @@ class _RemoteWatch:
         self._asked = False
         self._arrived: deque[str | None] = deque()
         self._wakeup = trio.Event()
+
+    def attach(self, sink: Sink) -> None:
+        """Nothing: messages are fetched."""
 
     async def next_text(self) -> str | None:
         while not self._arrived:

@@ -34,6 +34,7 @@ from .messages import (
     encode,
     parse,
 )
+from .sink import Sink
 from .view import View, Viewer, totals
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ SENT_AT_ONCE: Final = 64 * 1024  # characters after which no more messages are j
 class Subscription:
     """One subscriber's messages. One task fetches them with `next_text`; made and ended by `Hub.subscribe`.
 
+    While that task waits, the courier puts messages into the subscriber's sink, if there is one that is ready: then a
+    message costs no switch of tasks. The task is woken for what the sink does not take.
+
     Attributes:
         farewell: Why the hub ended the subscription; None while it has not.
     """
@@ -56,7 +60,10 @@ class Subscription:
         self.feed = feed
         self.farewell: ByeReason | None = None
         self._hub = hub
+        self._sink: Sink | None = None
         self._wakeup = trio.Event()
+        self._waits = False  # whether the task waits for something to take
+        self._stuck = False  # whether the sink left something to the task
         self._pending = True  # whether there may be something to take, so that waiting for it may be no checkpoint
         self._restart: deque[Callable[[], str]] = deque((self._hello, self._snapshot))
         self._restarted_at: int | None = None
@@ -99,9 +106,20 @@ class Subscription:
     def end(self, reason: ByeReason) -> None:
         """Let `bye` be the last message, after the queued events. The first reason stands."""
         self.farewell = self.farewell or reason
-        self.wake()
+        self._look()
 
     def wake(self) -> None:
+        """Put what there is into the sink, or let a fetch that waits look for it."""
+        if not (self._waits and self._sink is not None and self._sink.ready()):
+            self._look()
+            return
+        texts = self.further_texts()
+        if texts:
+            self._stuck = not self._sink.put(texts)
+        if self._stuck or self._pending or self._said_bye:
+            self._look()
+
+    def _look(self) -> None:
         """Let a fetch that waits look again."""
         self._pending = True
         self._wakeup.set()
@@ -112,17 +130,27 @@ class Subscription:
 
     # --- called for the subscriber ---
 
+    def attach(self, sink: Sink) -> None:
+        """Have messages put into `sink` whenever a fetch would have to be woken for them."""
+        self._sink = sink
+
     async def next_text(self) -> str | None:
-        """The next message, encoded; None after `bye`. Cancelling it loses no message."""
+        """The next message, encoded; empty where the sink did not take all, None after `bye`. Cancelling it loses no
+        message."""
         if self._pending:
             await trio.lowlevel.checkpoint()
         while not self._said_bye:
-            text = self._take()
+            text = "" if self._stuck else self._take()
+            self._stuck = False
             if text is not None:
                 return text
             self._pending = False
             self._wakeup = trio.Event()
-            await self._wakeup.wait()
+            self._waits = True
+            try:
+                await self._wakeup.wait()
+            finally:
+                self._waits = False
         return None
 
     def further_texts(self) -> list[str]:
@@ -152,14 +180,14 @@ class Subscription:
     def complain(self, error: InvalidRequest) -> None:
         """Answer with an `error`."""
         self._errors.append(encode(Error(error.status, error.message)))
-        self.wake()
+        self._look()
 
     def follow(self, wish: Subscribe) -> None:
         """Show what the client wishes from now on, beginning with a snapshot. Raises `InvalidRequest` for an unknown
         filter."""
         self._hub.move(self, self._hub.feed(View.of(self.viewer, wish.filters), wish.period))
         self._snapshot_due = True
-        self.wake()
+        self._look()
 
     def _catch_up(self, removed: Collection[str]) -> None:
         unsent = () if self._delta is None else self._delta_removed
@@ -170,7 +198,7 @@ class Subscription:
 
     def resume(self, wish: Resume) -> None:
         """Send the events that the client missed; where they are not known, a gap and a snapshot."""
-        self.wake()
+        self._look()
         if self._hub.events_since(wish.epoch, wish.seq) is None:
             self._lose()
         elif self._restart:
