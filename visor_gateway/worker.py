@@ -77,6 +77,7 @@ class Worker(Daemon):
         self._engine = Engine(self._branch, self._metrics, rates=self._rates, gate=self._branch)
         self._stalls = self._watch_for_stalls()
         self._scrub: Scrub | None = None
+        self._remote_plane = RemotePlane(bus)
         bus.subscribe(CONDITION, self._take_condition)
         self._due: trio.Event = trio.Event()
         self._wanted: config.Settings | None = None
@@ -100,7 +101,7 @@ class Worker(Daemon):
 
     def _plane(self, scrub: Scrub, history: History) -> ControlPlane:
         self._scrub = scrub
-        return RemotePlane(self._bus)
+        return self._remote_plane
 
     async def _prepare(self, services: Services) -> None:
         """The supervisor has done it: take over how things stand."""
@@ -112,7 +113,8 @@ class Worker(Daemon):
             await self._change(self._taken_over(standing.changed))
 
     def _services_of_process(self, services: Services) -> tuple[Service, ...]:
-        return *super()._services_of_process(services), self._branch.run, self._beat, self._catch_up
+        own = (self._remote_plane.serve, self._branch.run, self._beat, self._catch_up)
+        return *super()._services_of_process(services), *own
 
     def _services_of_gateway(self, services: Services) -> tuple[Service, ...]:
         """The supervisor runs them."""

@@ -83,3 +83,23 @@ async def test_one_that_is_gone_is_not_woken(autojump_clock: MockClock, nursery:
     nursery.start_soon(courier.run)
     await wait_all_tasks_blocked()
     assert (gone.woken, len(there.woken)) == ([], 1)
+
+
+async def test_what_is_to_be_done_after_a_round_is_done_after_each(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    courier, order = Courier(), list[str]()
+
+    class Named:
+        def wake(self) -> None:
+            assert courier.is_going_round
+            order.append("woken")
+
+    courier.then(lambda: order.append("done"))
+    nursery.start_soon(courier.run)
+    for _ in range(2):
+        courier.call(Named())
+        courier.call(Named())
+        await trio.sleep(1)
+    assert order == ["woken", "woken", "done"] * 2
+    assert not courier.is_going_round

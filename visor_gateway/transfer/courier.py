@@ -9,6 +9,7 @@ a thousand subscribers delay no transfer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import trio
@@ -30,10 +31,16 @@ class Sleeper(Protocol):
 
 
 class Courier:
-    """Those who are to be woken, each once a round."""
+    """Those who are to be woken, each once a round.
+
+    Attributes:
+        is_going_round: Whether some of a round are still to be woken.
+    """
 
     def __init__(self) -> None:
+        self.is_going_round = False
         self._due: dict[Sleeper, None] = {}
+        self._afterwards: list[Callable[[], None]] = []
         self._stir = trio.Event()
 
     def call(self, sleeper: Sleeper) -> None:
@@ -44,6 +51,10 @@ class Courier:
     def forget(self, sleeper: Sleeper) -> None:
         """Somebody is gone."""
         self._due.pop(sleeper, None)
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Have something called after every round, too. It must not wait."""
+        self._afterwards.append(call)
 
     async def run(self) -> None:
         """Wake them, until cancelled."""
@@ -57,8 +68,12 @@ class Courier:
     async def _round(self) -> None:
         self._stir = trio.Event()
         due, self._due = self._due, {}
+        self.is_going_round = True
         for count, sleeper in enumerate(due, 1):
             sleeper.wake()
             if count % WOKEN_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
+        self.is_going_round = False
+        for call in self._afterwards:
+            call()
         await trio.lowlevel.checkpoint()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from typing import Final
 
 import trio
 
-from ..errors import GatewayError, InvalidRequest, NotFound
+from ..errors import GatewayError
 from ..metrics import Metrics, MetricsSum
 from .bus import Bus
 from .control import Change
@@ -29,22 +28,15 @@ from .reports import (
     FIND,
     GET_LIMIT,
     LIST,
-    NEXT,
-    SAY,
     SCRUB_PROGRESS,
     SET_LIMIT,
-    UNWATCH,
-    WATCH,
     Chosen,
-    Said,
-    Texts,
-    Watcher,
     Writers,
 )
 from .reports import Shown as Listed
 from .scrub import Progress, Scrub
 from .shares import RateShares
-from .subscription import Subscription
+from .watchers import Watchers
 
 COUNT_SECONDS: Final = 2.0  # a member that does not tell its counts by then is shown as it was
 
@@ -72,7 +64,7 @@ class PlaneHost:
         self._shares = shares
         self._sums = sums
         self._refresh = refresh
-        self._watches: dict[tuple[str, int], tuple[Subscription, ExitStack]] = {}
+        self._watchers = Watchers(bus, hub)
         bus.serve(LIST, self._list)
         bus.serve(FIND, self._find)
         bus.serve(CHANGE, self._change)
@@ -82,10 +74,6 @@ class PlaneHost:
         bus.serve(CANCEL_WRITERS, self._cancel_writers)
         bus.answer(GET_LIMIT, self._get_limit)
         bus.answer(SET_LIMIT, self._set_limit)
-        bus.answer(WATCH, self._watch)
-        bus.serve(NEXT, self._next)
-        bus.subscribe(SAY, self._say)
-        bus.subscribe(UNWATCH, self._unwatch)
         bus.serve(DISMISS, self._dismiss)
         bus.serve(EXPOSE, self._expose)
         bus.answer(SCRUB_PROGRESS, self._scrub_progress)
@@ -97,8 +85,7 @@ class PlaneHost:
 
     def forget(self, member: str) -> None:
         """A member is gone, and with it those who watched through it."""
-        for number in [number for owner, number in self._watches if owner == member]:
-            self._unwatch(member, number)
+        self._watchers.forget(member)
         self._sums.end(member)
 
     # --- transfers -------------------------------------------------------------------------------
@@ -123,36 +110,6 @@ class PlaneHost:
 
     async def _cancel_writers(self, member: str, writers: Writers) -> None:
         await self._plane.cancel_writers(writers.image_id, writers.reason)
-
-    # --- watchers --------------------------------------------------------------------------------
-
-    def _watch(self, member: str, watcher: Watcher) -> None:
-        with ExitStack() as stack:
-            subscription = stack.enter_context(self._hub.subscribe(watcher.viewer))
-            self._watches[member, watcher.number] = subscription, stack.pop_all()
-
-    async def _next(self, member: str, number: int) -> Texts:
-        if (member, number) not in self._watches:
-            raise NotFound("Nobody watches under this number")
-        subscription, _ = self._watches[member, number]
-        text = await subscription.next_text()
-        if text is None:
-            return Texts([], subscription.farewell)
-        return Texts([text, *subscription.further_texts()], None)
-
-    def _say(self, member: str, said: Said) -> None:
-        if (member, said.watch) not in self._watches:
-            return
-        subscription, _ = self._watches[member, said.watch]
-        if said.text is not None:
-            subscription.hear(said.text)
-        if said.complaint is not None:
-            subscription.complain(InvalidRequest(said.complaint))
-
-    def _unwatch(self, member: str, number: int) -> None:
-        if (member, number) in self._watches:
-            _, stack = self._watches.pop((member, number))
-            stack.close()
 
     async def _dismiss(self, member: str, access_key: str) -> None:
         await self._plane.dismiss(access_key)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 
 import trio
 
-from ..errors import InvalidRequest
-from .bus import Bus, MemberGone
+from .bus import Bus
 from .control import Change
-from .messages import ByeReason
 from .plane import Listing, Shown, Watch
+from .remote_watch import RemoteWatches
 from .reports import (
     ASK_SCRUB,
     CANCEL,
@@ -27,21 +25,16 @@ from .reports import (
     FIND,
     GET_LIMIT,
     LIST,
-    NEXT,
-    SAY,
     SCRUB_PROGRESS,
     SET_LIMIT,
     UNWATCH,
     WATCH,
     Chosen,
-    Said,
-    Texts,
     Watcher,
     Who,
     Writers,
 )
 from .scrub import Progress
-from .sink import Sink
 from .view import Filters, Viewer
 
 
@@ -51,6 +44,12 @@ class RemotePlane:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._numbers = itertools.count()
+        self._watches = RemoteWatches(bus)
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Send watchers what comes for them, until cancelled. Without it their own tasks do."""
+        task_status.started()
+        await self._watches.serve()
 
     async def list(self, viewer: Viewer, filters: Filters) -> Listing:
         shown = await self._bus.command(CENTER, LIST, Chosen(_who(viewer), filters=filters))
@@ -90,8 +89,10 @@ class RemotePlane:
             await self._bus.command(CENTER, WATCH, Watcher(number, _who(viewer)))
             failure: Exception | None = None
             async with trio.open_nursery() as nursery:
+                watch = self._watches.add(number)
+                nursery.start_soon(watch.end_with_center)
                 try:
-                    yield _RemoteWatch(self._bus, number, nursery)
+                    yield watch
                 except Exception as exc:
                     # Carried out of the nursery as it is, not wrapped into a group.
                     failure = exc
@@ -99,6 +100,7 @@ class RemotePlane:
             if failure is not None:
                 raise failure
         finally:
+            self._watches.forget(number)
             self._bus.publish(UNWATCH, number, to=CENTER)
 
     async def dismiss(self, access_key: str) -> None:
@@ -116,58 +118,3 @@ class RemotePlane:
 
 def _who(viewer: Viewer) -> Who:
     return Who(viewer.access_key, viewer.is_admin, viewer.own_only)
-
-
-class _RemoteWatch:
-    """`Watch` over the bus: asks for more once all that came was fetched, so that the center makes none for a client
-    that is slow.
-
-    Attributes:
-        farewell: Why the gateway ended it; None while it has not.
-    """
-
-    def __init__(self, bus: Bus, number: int, nursery: trio.Nursery) -> None:
-        self.farewell: ByeReason | None = None
-        self._bus = bus
-        self._number = number
-        self._nursery = nursery
-        self._asked = False
-        self._arrived: deque[str | None] = deque()
-        self._wakeup = trio.Event()
-
-    def attach(self, sink: Sink) -> None:
-        """Nothing: messages are fetched."""
-
-    async def next_text(self) -> str | None:
-        while not self._arrived:
-            if not self._asked:
-                # In a task of its own: cancelling the caller must not lose what is on its way.
-                self._asked = True
-                self._nursery.start_soon(self._ask)
-            await self._wakeup.wait()
-        text = self._arrived[0]
-        if text is not None:  # the end stays
-            self._arrived.popleft()
-        return text
-
-    def further_texts(self) -> Sequence[str]:
-        texts = [text for text in self._arrived if text is not None]
-        self._arrived = deque(text for text in self._arrived if text is None)
-        return texts
-
-    async def _ask(self) -> None:
-        try:
-            arrived = await self._bus.command(CENTER, NEXT, self._number)
-        except MemberGone:
-            arrived = Texts([], "drain")
-        self.farewell = arrived.farewell
-        self._arrived.extend(arrived.texts or [None])
-        self._asked = False
-        self._wakeup.set()
-        self._wakeup = trio.Event()
-
-    def hear(self, text: str) -> None:
-        self._bus.publish(SAY, Said(self._number, text=text), to=CENTER)
-
-    def complain(self, error: InvalidRequest) -> None:
-        self._bus.publish(SAY, Said(self._number, complaint=error.message), to=CENTER)

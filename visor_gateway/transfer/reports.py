@@ -174,9 +174,10 @@ class Shown(msgspec.Struct, frozen=True):
     totals: dict[str, Any]
 
 
-class Texts(msgspec.Struct, frozen=True):
-    """A watcher's next messages; none after the last, with the reason of the end."""
+class Delivery(msgspec.Struct, array_like=True, frozen=True):
+    """The same messages for some watchers, each by its number. `farewell`: the reason, where they are the last."""
 
+    watches: list[int]
     texts: list[str]
     farewell: ByeReason | None
 
@@ -239,7 +240,9 @@ CANCEL_WRITERS: Final = Command("cancel writers", Writers, type(None))
 GET_LIMIT: Final = Command("get limit", type(None), int)
 SET_LIMIT: Final = Command("set limit", int, type(None))
 WATCH: Final = Command("watch", Watcher, type(None))
-NEXT: Final = Command("next", int, Texts)
+#: Numbers of watchers whose client has been sent all that came.
+MORE: Final = Topic("more", list[int])
+DELIVER: Final = Topic("deliver", list[Delivery])
 SAY: Final = Topic("say", Said)
 UNWATCH: Final = Topic("unwatch", int)
 DISMISS: Final = Command("dismiss", str, type(None))

@@ -49,7 +49,8 @@ class Subscription:
     """One subscriber's messages. One task fetches them with `next_text`; made and ended by `Hub.subscribe`.
 
     While that task waits, the courier puts messages into the subscriber's sink, if there is one that is ready: then a
-    message costs no switch of tasks. The task is woken for what the sink does not take.
+    message costs no switch of tasks. The task is woken for what the sink does not take. A sink may be all there is,
+    without a task; then whoever attached it calls `wake` when it has become ready.
 
     Attributes:
         farewell: Why the hub ended the subscription; None while it has not.
@@ -62,7 +63,8 @@ class Subscription:
         self._hub = hub
         self._sink: Sink | None = None
         self._wakeup = trio.Event()
-        self._waits = False  # whether the task waits for something to take
+        self._has_task = True
+        self._waits = False  # whether the task waits for something to take, or there is none
         self._stuck = False  # whether the sink left something to the task
         self._pending = True  # whether there may be something to take, so that waiting for it may be no checkpoint
         self._restart: deque[Callable[[], str]] = deque((self._hello, self._snapshot))
@@ -110,19 +112,22 @@ class Subscription:
 
     def wake(self) -> None:
         """Put what there is into the sink, or let a fetch that waits look for it."""
-        if not (self._waits and self._sink is not None and self._sink.ready()):
-            self._look()
-            return
-        texts = self.further_texts()
-        if texts:
-            self._stuck = not self._sink.put(texts)
-        if self._stuck or self._pending or self._said_bye:
-            self._look()
+        if self._waits and self._sink is not None and self._sink.ready():
+            texts = self.further_texts()
+            if texts:
+                self._stuck = not self._sink.put(texts)
+            if not (self._stuck or self._pending or self._said_bye):
+                return
+        self._pending = True
+        self._wakeup.set()
 
     def _look(self) -> None:
         """Let a fetch that waits look again."""
         self._pending = True
-        self._wakeup.set()
+        if self._has_task:
+            self._wakeup.set()
+        else:
+            self._hub.courier.call(self)
 
     def _call(self) -> None:
         self._pending = True
@@ -130,9 +135,16 @@ class Subscription:
 
     # --- called for the subscriber ---
 
-    def attach(self, sink: Sink) -> None:
-        """Have messages put into `sink` whenever a fetch would have to be woken for them."""
+    @property
+    def is_over(self) -> bool:
+        """Whether `bye` was taken."""
+        return self._said_bye
+
+    def attach(self, sink: Sink, *, has_task: bool = True) -> None:
+        """Have messages put into `sink` where a fetch would have to be woken for them; without a task, all of them."""
         self._sink = sink
+        self._has_task = has_task
+        self._waits = not has_task
 
     async def next_text(self) -> str | None:
         """The next message, encoded; empty where the sink did not take all, None after `bye`. Cancelling it loses no
