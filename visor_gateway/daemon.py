@@ -297,7 +297,7 @@ class Daemon:
         """Do what the youngest generation alone does, until there is a younger one."""
         with self._process.duties:
             async with trio.open_nursery() as nursery:
-                for service in (services.sweep.serve, services.scrub.serve, self._share_view):
+                for service in (services.sweep.serve, services.scrub.serve, self._share_view, self._watch_rights):
                     nursery.start_soon(service)
 
     async def _share_view(self) -> None:
@@ -319,6 +319,15 @@ class Daemon:
                 is_succeeded=lambda: self._process.retired,
             )
             await peers.serve()
+
+    async def _watch_rights(self) -> None:
+        """Say bye to watchers whose account another gateway changed."""
+        if self._metadata is None or not self._metadata.database.is_shared:
+            return
+        # Imported here: a gateway that is alone loads nothing of it.
+        from .transfer.rights import RightsWatch
+
+        await RightsWatch(self._hub, self._metadata.accounts, self._metadata.database.version).serve()
 
     async def _take_over(self, nursery: trio.Nursery) -> None:
         """Be the gateway, once the predecessor gives the word."""

@@ -141,6 +141,25 @@ async def test_what_is_asked_of_an_unknown_account_is_refused(metadata):
                 await refused
 
 
+async def test_rights_are_others_after_a_change_of_role_or_secret_alone(metadata):
+    user = await metadata.accounts.create("bar", "a@example.org", "user")
+    admin = await metadata.accounts.create("root", "a@example.org", "admin")
+    await metadata.accounts.create("second", "a@example.org", "admin")
+    rights = metadata.accounts.rights
+    assert await rights(["bar", "root", "nobody", "n\0"]) == {"bar": user.rights, "root": admin.rights}
+    assert await rights([]) == {}
+    await metadata.accounts.change("bar", email="b@example.org")
+    assert await rights({"bar"}) == {"bar": user.rights}
+    rotated = await metadata.accounts.rotate("root")
+    assert await rights({"root"}) == {"root": rotated.rights}
+    changed = await metadata.accounts.change("root", role="user")
+    assert await rights({"root"}) == {"root": changed.rights}
+    assert len({user.rights, admin.rights, rotated.rights, changed.rights}) == 4
+    assert admin.secret_key not in admin.rights
+    await metadata.accounts.delete("bar")
+    assert await rights({"bar"}) == {}
+
+
 async def test_the_last_admin_keeps_account_and_role(metadata):
     await metadata.accounts.create("root", "a@example.org", "admin")
     await metadata.accounts.create("user", "a@example.org", "user")

@@ -6,7 +6,7 @@ Secrets are sealed under the master key; the rules that keep a rotation of it fr
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -65,6 +65,10 @@ class SqlAccountRepository:
         if any(name not in SHOWN for name, _ in filters):
             return []
         return await self._read(partial(self._select, criteria=[_equals(*item) for item in filters]))
+
+    async def rights(self, access_keys: Collection[str]) -> dict[str, str]:
+        wanted = accounts.c.access_key.in_([key for key in access_keys if NUL not in key])
+        return {user.access_key: user.rights for user in await self._read(partial(self._select, criteria=[wanted]))}
 
     async def create(self, access_key: str, email: str, role: str) -> User:
         check_access_key(access_key)

@@ -23,7 +23,13 @@ READERS: Final = 4  # threads; a read takes far less than a millisecond, so more
 
 
 class Engine(Protocol):
-    """What is a kind of database's own. All but `version` and `rows` block, and are called in worker threads."""
+    """What is a kind of database's own. All but `version` and `rows` block, and are called in worker threads.
+
+    Attributes:
+        is_shared: Whether other gateways may use it too.
+    """
+
+    is_shared: bool
 
     def migrate(self) -> None:
         """Bring the schema up to date. Raises `ConfigError`, SQLAlchemy's errors."""
@@ -116,6 +122,11 @@ class Database:
             MetadataUnavailable: The database failed, is away, or stayed locked.
         """
         return cls(await trio.to_thread.run_sync(_open, url))
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other gateways may use it too."""
+        return self._engine.is_shared
 
     async def version(self) -> Hashable | None:
         """What is another value once any change by any process has been acknowledged, or a read has failed: what is

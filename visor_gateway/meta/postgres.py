@@ -55,6 +55,8 @@ def _database_time(element: _DatabaseTime, compiler: Any, **options: Any) -> str
 class Postgres:
     """A PostgreSQL database (`database.Engine`). Used in worker threads; whoever opens it closes it."""
 
+    is_shared = True
+
     def __init__(self, url: str, connections: int) -> None:
         """Holds at most `connections`. Connects to nothing yet.
 

@@ -40,6 +40,8 @@ class Sqlite:
     """A SQLite database (`database.Engine`). Used in worker threads, but for `version` and `rows`, which are the event
     loop's. Whoever opens it closes it."""
 
+    is_shared = False  # the data directory is one gateway's
+
     def __init__(self, url: str, connections: int) -> None:
         """Holds at most `connections`, and one for the event loop. Makes the file (mode 0600) if it is missing.
 

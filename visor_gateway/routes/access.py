@@ -227,7 +227,7 @@ class Gatekeeper:
 def _caller(user: User | None) -> Caller:
     if user is None:
         raise CredentialsRefused
-    return Caller(access_key=user.access_key, is_admin=user.role == "admin")
+    return Caller(access_key=user.access_key, is_admin=user.role == "admin", rights=user.rights)
 
 
 def visible(image: Image | None, image_id: str, caller: Caller) -> Image:

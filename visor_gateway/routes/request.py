@@ -41,12 +41,14 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         access_key: None for an anonymous one.
         only_image: The one image that a signed link opens; None for no such bound.
         own_only: Whether this is another gateway, for which transfers of further ones do not exist.
+        rights: Of whom watches: a mark of the role and the secret that he was let in by (`User.rights`).
     """
 
     access_key: str | None = None
     is_admin: bool = False
     only_image: str | None = None
     own_only: bool = False
+    rights: str | None = None
 
 
 ANONYMOUS = Caller()

@@ -205,11 +205,19 @@ class Hub:
             if not (outlast and self._own and subscription.viewer.own_only):
                 subscription.end(reason)
 
-    def dismiss(self, access_key: str) -> None:
-        """Say bye to the subscribers of an account that lost its rights."""
+    def dismiss(self, access_key: str, rights: str | None = None) -> None:
+        """Say bye to the subscribers of an account that lost its rights: to all, or to those who came by these."""
         for subscription in self._subscriptions:
-            if subscription.viewer.access_key == access_key:
+            viewer = subscription.viewer
+            if viewer.access_key == access_key and (rights is None or viewer.rights == rights):
                 subscription.end("auth")
+
+    def watching(self) -> set[tuple[str, str]]:
+        """The access keys of those who watch, each with the rights that it came by."""
+        viewers = (subscription.viewer for subscription in self._subscriptions if subscription.farewell is None)
+        return {
+            (who.access_key, who.rights) for who in viewers if who.access_key is not None and who.rights is not None
+        }
 
     def next_seq(self) -> int:
         """A number for a message."""

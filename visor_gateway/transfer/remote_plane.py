@@ -117,4 +117,4 @@ class RemotePlane:
 
 
 def _who(viewer: Viewer) -> Who:
-    return Who(viewer.access_key, viewer.is_admin, viewer.own_only)
+    return Who(viewer.access_key, viewer.is_admin, viewer.own_only, viewer.rights)

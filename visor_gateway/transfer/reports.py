@@ -30,6 +30,7 @@ class Who(msgspec.Struct, frozen=True):
     access_key: str | None
     is_admin: bool
     own_only: bool = False
+    rights: str | None = None
 
 
 class Description(msgspec.Struct, frozen=True):

@@ -34,6 +34,11 @@ class Viewer(Protocol):
         """Whether transfers of other gateways do not exist for whoever looks: for another gateway they don't."""
         ...
 
+    @property
+    def rights(self) -> str | None:
+        """A mark of the role and the secret by which he was let in; None where nothing can change in them."""
+        ...
+
 
 def filters_of(given: Iterable[tuple[str, str | Sequence[str]]], available: Sequence[str] = FILTERS) -> Filters:
     """Filters from names and values. Values of one name are alternatives; different names must all hold.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
 import msgspec
+
+from ..account import digest
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +26,11 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     created_at: datetime
     updated_at: datetime | None = None
+
+    @property
+    def rights(self) -> str:
+        """A mark that is another one once the role or the secret is, which lets nobody guess the secret."""
+        return digest("rights", self.id, self.role, self.secret_key)[:16].hex()
 
     def __repr__(self) -> str:
         return f"User(access_key={self.access_key!r}, role={self.role!r})"  # never the secret: it may be logged
@@ -56,6 +63,10 @@ class AccountRepository(Protocol):
 
     async def find(self, filters: Sequence[tuple[str, str]] = ()) -> list[User]:
         """Accounts in order of access key; filters by equality on the shown fields."""
+        ...
+
+    async def rights(self, access_keys: Collection[str]) -> dict[str, str]:
+        """`User.rights` of those of these accounts that there are, as of now."""
         ...
 
     async def create(self, access_key: str, email: str, role: str) -> User:

@@ -6,7 +6,7 @@ is ever an admin.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
@@ -56,6 +56,13 @@ class AuthAccountRepository:
         found = [_user(document) for document in await self._server.users() if document.access_key not in closed]
         remote = [user for user in found if all(_shown(user, name) == value for name, value in filters)]
         return sorted([*local, *remote], key=lambda user: user.access_key)
+
+    async def rights(self, access_keys: Collection[str]) -> dict[str, str]:
+        found = await self._local.rights(access_keys)
+        for access_key in set(access_keys) - found.keys():
+            if (user := await self._remote(access_key)) is not None:
+                found[access_key] = user.rights
+        return found
 
     async def create(self, access_key: str, email: str, role: str) -> User:
         """A user is registered at the server, an admin here."""
