@@ -299,6 +299,7 @@ def test_every_answer_that_moves_bytes_names_its_transfer(alice: Client, entity:
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.one_gateway
 def test_a_client_may_choose_the_id_of_its_transfer(alice: Client, entity: Stored) -> None:
     for number, send in enumerate((lambda *h: alice.get(entity.path, *h), lambda *h: alice.add(b"chosen", h))):
         chosen = str(uuid.uuid4())
@@ -316,6 +317,7 @@ def test_an_id_that_is_no_uuid_is_not_taken(alice: Client, entity: Stored, value
     assert answer.header("x-transfer-id") != value
 
 
+@pytest.mark.one_gateway
 def test_a_stranger_can_not_take_over_the_id_of_a_transfer(alice: Client, bob: Client, entity: Stored) -> None:
     chosen = str(uuid.uuid4())
     assert alice.get(entity.path, ("X-Transfer-Id", chosen)).status == 200

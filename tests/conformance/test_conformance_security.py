@@ -136,6 +136,7 @@ def test_an_absolute_target_is_served_like_its_path_or_refused(alice: Client, st
         assert wire.read_response().status in (200, 400, 403, 404)
 
 
+@pytest.mark.one_gateway
 async def test_a_private_image_is_invisible_on_every_route(alice: Client, bob: Client) -> None:
     note = unique("hidden")
     hidden = store_image(alice, access="private", note=note, name=unique("private"))

@@ -30,6 +30,8 @@ from wire import (
     upgrade_headers,
 )
 
+pytestmark = pytest.mark.one_gateway
+
 FIELDS = {
     "id", "kind", "image", "store", "client", "user", "state", "bytes", "size", "offset", "rate", "rate_avg", "eta_s",
     "started_at", "wait", "waiters", "attempt", "limit_bytes_per_s", "error",
