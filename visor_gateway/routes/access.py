@@ -26,6 +26,9 @@ FORWARDING: Final = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-hos
 
 Headers = Sequence[tuple[bytes, bytes]]
 
+#: Routes that may last; Server-Sent Events are carried as bytes are.
+_LASTING: Final = (Kind.LIVE, Kind.BYTES)
+
 
 class Gatekeeper:
     """Turns the credentials of a request into a `Caller`, or refuses."""
@@ -115,19 +118,19 @@ class Gatekeeper:
         if route.policy is Policy.GATEWAY:
             return await self._by_peer((authorization or b"").decode("latin-1"), params["name"], method, scope, found)
         if authorization is not None:
-            return await self._by_header(authorization.decode("latin-1"), method, scope, found)
+            return _caller(await self._by_header(authorization.decode("latin-1"), method, scope, found), route)
         if not scope["query_string"]:
             return None
         query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
         if "ticket" in query and route.kind is Kind.LIVE:
-            return _caller(await self._accounts.redeem_ticket(query["ticket"], route.path))
+            return _caller(await self._accounts.redeem_ticket(query["ticket"], route.path), route)
         if "sig" in query and route.path == "/images/{id}" and method in SAFE:
             return await self._by_link(params["id"], query)
         return None
 
     async def _by_header(
         self, authorization: str, method: str, scope: Mapping[str, Any], found: Mapping[bytes, bytes]
-    ) -> Caller:
+    ) -> User | None:
         scheme, _, rest = authorization.strip().partition(" ")
         if scheme.lower() == "bearer":
             return await self._by_token(rest.strip(), method)
@@ -136,22 +139,22 @@ class Gatekeeper:
             raise CredentialsRefused
         return await self._by_signature(credentials, method, scope, found)
 
-    async def _by_token(self, text: str, method: str) -> Caller:
+    async def _by_token(self, text: str, method: str) -> User:
         found = await self._accounts.find_token(text)
         if found is None:
             raise CredentialsRefused
         token, user = found
         if token.read_only and method not in SAFE:
             raise CredentialsRefused
-        return _caller(user)
+        return user
 
     async def _by_signature(
         self, credentials: signature.Credentials, method: str, scope: Mapping[str, Any], found: Mapping[bytes, bytes]
-    ) -> Caller:
+    ) -> User | None:
         self._check_form(credentials, method, scope, found)
         user = await self._accounts.get(credentials.access_key)
         await self._verify(credentials, method, scope, found, user.secret_key if user is not None else None)
-        return _caller(user)
+        return user
 
     async def _by_peer(
         self, authorization: str, name: str, method: str, scope: Mapping[str, Any], found: Mapping[bytes, bytes]
@@ -224,10 +227,12 @@ class Gatekeeper:
         return Caller(access_key=user.access_key, is_admin=user.role == "admin", only_image=image_id)
 
 
-def _caller(user: User | None) -> Caller:
+def _caller(user: User | None, route: Route) -> Caller:
     if user is None:
         raise CredentialsRefused
-    return Caller(access_key=user.access_key, is_admin=user.role == "admin", rights=user.rights)
+    # A hash, which those need who may watch: small requests, which are many, do not.
+    rights = user.rights if route.kind in _LASTING else None
+    return Caller(access_key=user.access_key, is_admin=user.role == "admin", rights=rights)
 
 
 def visible(image: Image | None, image_id: str, caller: Caller) -> Image:
