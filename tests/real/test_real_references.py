@@ -18,10 +18,7 @@ DATA = os.urandom(5 << 20)
 
 @pytest.fixture
 def origin(tmp_path: Path) -> Iterator[nginx_origin.NginxOrigin]:
-    directory = tmp_path / "nginx"
-    directory.mkdir()
-    with nginx_origin.start(directory) as running:
-        running.put("disk.img", DATA)
+    with nginx_origin.serving(tmp_path / "nginx", "disk.img", DATA) as running:
         yield running
 
 

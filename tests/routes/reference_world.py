@@ -9,6 +9,7 @@ from base64 import b64encode
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import trio
 from faulty_origin import Asked, Origin, Step, head
@@ -71,6 +72,20 @@ class World:
 
     async def pull(self, image: str, **headers: str) -> Reply:
         return await finish(await self.ask(image, **headers))
+
+    async def cancelled(self, image: str) -> Transfer:
+        """A pull that was cancelled once bytes had moved: its client saw a reset, and it has ended."""
+        id = str(uuid4())
+        stream = await self.ask(image, x_transfer_id=id)
+        transfer = await self.transfer(id)
+        with trio.fail_after(60):
+            while not transfer.meter.bytes:
+                await trio.lowlevel.checkpoint()
+        transfer.cancel("request")
+        assert (await finish(stream)).cut
+        with trio.fail_after(60):
+            await transfer.ended.wait()
+        return transfer
 
     async def transfer(self, id: str) -> Transfer:
         with trio.fail_after(60):

@@ -77,3 +77,12 @@ def start(directory: Path) -> Generator[NginxOrigin]:
         tls_port = int(reserved.getsockname()[1])
         with nginx.start(directory, more=_MORE.format(here=directory, tls_port=tls_port)) as server:
             yield NginxOrigin(server, directory, tls_port)
+
+
+@contextmanager
+def serving(directory: Path, name: str, data: bytes) -> Generator[NginxOrigin]:
+    """The same with one file in a new directory."""
+    directory.mkdir()
+    with start(directory) as origin:
+        origin.put(name, data)
+        yield origin

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-import trio
-
 from ..errors import InvalidRequest
 from .bus import Bus
 from .courier import WOKEN_AT_ONCE, Courier
 from .messages import ByeReason
 from .reports import CENTER, DELIVER, MORE, SAY, Delivery, Said
-from .sink import Sink
+from .sink import Handover, Sink
 
 
 class RemoteWatches:
@@ -85,12 +83,9 @@ class RemoteWatch:
         self._watches = watches
         self._bus = bus
         self._number = number
-        self._sink: Sink | None = None
+        self._handover = Handover()
         self._wants_more = False
         self._arrived: deque[str | None] = deque()
-        self._wakeup = trio.Event()
-        self._waits = False
-        self._stuck = False
 
     # --- for what comes over the bus: never blocks ---
 
@@ -104,14 +99,12 @@ class RemoteWatch:
 
     def wake(self) -> None:
         """Put what has come into the sink, or let a fetch that waits look for it."""
-        if self._waits and self._sink is not None and self._sink.ready():
-            texts = self.further_texts()
-            if texts:
-                self._stuck = not self._sink.put(texts)
-            if not (self._stuck or self._arrived):
+        if self._handover.is_open():
+            self._handover.put(self.further_texts())
+            if not (self._handover.is_stuck or self._arrived):
                 self._want_more()
                 return
-        self._wakeup.set()
+        self._handover.wake()
 
     async def end_with_center(self) -> None:
         """Say that the gateway drains once the center is gone."""
@@ -122,19 +115,13 @@ class RemoteWatch:
     # --- for the watcher ---
 
     def attach(self, sink: Sink) -> None:
-        self._sink = sink
+        self._handover.attach(sink)
 
     async def next_text(self) -> str | None:
-        while not (self._arrived or self._stuck):
+        while not (self._arrived or self._handover.is_stuck):
             self._want_more()
-            self._wakeup = trio.Event()
-            self._waits = True
-            try:
-                await self._wakeup.wait()
-            finally:
-                self._waits = False
-        if self._stuck:
-            self._stuck = False
+            await self._handover.wait()
+        if self._handover.unstick():
             return ""
         text = self._arrived[0]
         if text is not None:  # the end stays

@@ -34,7 +34,7 @@ from .messages import (
     encode,
     parse,
 )
-from .sink import Sink
+from .sink import Handover, Sink
 from .view import View, Viewer, totals
 
 if TYPE_CHECKING:
@@ -61,11 +61,8 @@ class Subscription:
         self.feed = feed
         self.farewell: ByeReason | None = None
         self._hub = hub
-        self._sink: Sink | None = None
-        self._wakeup = trio.Event()
+        self._handover = Handover()
         self._has_task = True
-        self._waits = False  # whether the task waits for something to take, or there is none
-        self._stuck = False  # whether the sink left something to the task
         self._pending = True  # whether there may be something to take, so that waiting for it may be no checkpoint
         self._restart: deque[Callable[[], str]] = deque((self._hello, self._snapshot))
         self._restarted_at: int | None = None
@@ -112,20 +109,18 @@ class Subscription:
 
     def wake(self) -> None:
         """Put what there is into the sink, or let a fetch that waits look for it."""
-        if self._waits and self._sink is not None and self._sink.ready():
-            texts = self.further_texts()
-            if texts:
-                self._stuck = not self._sink.put(texts)
-            if not (self._stuck or self._pending or self._said_bye):
+        if self._handover.is_open():
+            self._handover.put(self.further_texts())
+            if not (self._handover.is_stuck or self._pending or self._said_bye):
                 return
         self._pending = True
-        self._wakeup.set()
+        self._handover.wake()
 
     def _look(self) -> None:
         """Let a fetch that waits look again."""
         self._pending = True
         if self._has_task:
-            self._wakeup.set()
+            self._handover.wake()
         else:
             self._hub.courier.call(self)
 
@@ -142,9 +137,8 @@ class Subscription:
 
     def attach(self, sink: Sink, *, has_task: bool = True) -> None:
         """Have messages put into `sink` where a fetch would have to be woken for them; without a task, all of them."""
-        self._sink = sink
+        self._handover.attach(sink, has_task=has_task)
         self._has_task = has_task
-        self._waits = not has_task
 
     async def next_text(self) -> str | None:
         """The next message, encoded; empty where the sink did not take all, None after `bye`. Cancelling it loses no
@@ -152,17 +146,11 @@ class Subscription:
         if self._pending:
             await trio.lowlevel.checkpoint()
         while not self._said_bye:
-            text = "" if self._stuck else self._take()
-            self._stuck = False
+            text = "" if self._handover.unstick() else self._take()
             if text is not None:
                 return text
             self._pending = False
-            self._wakeup = trio.Event()
-            self._waits = True
-            try:
-                await self._wakeup.wait()
-            finally:
-                self._waits = False
+            await self._handover.wait()
         return None
 
     def further_texts(self) -> list[str]:
