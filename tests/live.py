@@ -12,6 +12,7 @@ import trio
 import trio_websocket
 from canary import canary
 from wire import Client, Value, raw, upgrade_headers
+from wsproto.utilities import LocalProtocolError
 
 PROTOCOL = "visor.progress.v1"
 Message = dict[str, Any]
@@ -64,20 +65,27 @@ async def subscribed(
     """Open the channel."""
     signed = [(name.encode(), raw(value)) for name, value in client.signed("GET", target, headers) if name != "Host"]
     parts = urlsplit(client.url)
-    # The stream is ours, and closed by us: the library forgets it when the gateway closes first.
-    async with (
-        await trio.open_tcp_stream(parts.hostname or "", parts.port or 80) as stream,
-        trio.open_nursery() as nursery,
-    ):
-        socket = await trio_websocket.wrap_client_stream(
-            nursery, stream, parts.netloc, target, subprotocols=list(protocols) or None, extra_headers=signed
-        )
-        try:
-            yield Live(socket)
-        finally:
-            with trio.move_on_after(2, shield=True):
-                await socket.aclose()
-            nursery.cancel_scope.cancel()
+    leaving = False
+    try:
+        # The stream is ours, and closed by us: the library forgets it when the gateway closes first.
+        async with (
+            await trio.open_tcp_stream(parts.hostname or "", parts.port or 80) as stream,
+            trio.open_nursery() as nursery,
+        ):
+            socket = await trio_websocket.wrap_client_stream(
+                nursery, stream, parts.netloc, target, subprotocols=list(protocols) or None, extra_headers=signed
+            )
+            try:
+                yield Live(socket)
+            finally:
+                leaving = not nursery.cancel_scope.cancel_called
+                with trio.move_on_after(2, shield=True):
+                    await socket.aclose()
+                nursery.cancel_scope.cancel()
+    except* LocalProtocolError:
+        # The library fails at a ping that crosses its goodbye.
+        if not leaving:
+            raise
 
 
 def refusal(client: Client, *, target: str = "/transfers/ws", headers: Sequence[tuple[str, Value]] = ()) -> int:

@@ -386,14 +386,14 @@ class Pinging:
             await self.connection.send_texts([message["text"]])
 
 
-async def test_texts_go_out_in_one_write_and_a_ping_is_open_until_its_own_pong_comes() -> None:
+async def test_texts_go_out_in_one_write_after_a_ping_that_is_open_until_its_own_pong_comes() -> None:
     app = Pinging()
     async with serving(app) as edge:
         client = await open_websocket(edge)
         assert [await client.next() for _ in range(3)] == [
+            Ping(payload=PING_PAYLOAD),
             TextMessage(data="one"),
             TextMessage(data="zwei ü"),
-            Ping(payload=PING_PAYLOAD),
         ]
         await app.sent.wait()
         assert app.connection.pinged_at is not None

@@ -240,11 +240,15 @@ class WebSocketSession:
         return self._wire.send_now(self._framed(texts, ping))
 
     def _framed(self, texts: Sequence[str], ping: bool) -> bytes:
-        """Messages as frames, and a ping where none is unanswered."""
+        """Messages as frames, after a ping where none is unanswered.
+
+        The ping comes first: a client that says goodbye to the message before it would find one that it may not answer
+        any more, and libraries fail there (trio-websocket 0.12).
+        """
         pieces = [_shared_frame(text) if len(text) <= SHARED_LENGTH else _frame(text) for text in texts]
         if ping and self.pinged_at is None:
             self.pinged_at = trio.current_time()
-            pieces.append(_PING)
+            pieces.insert(0, _PING)
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self.answer.body_bytes += len(data)
         return data
