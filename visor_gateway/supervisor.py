@@ -1,22 +1,16 @@
 """The supervisor: starts the workers of a gateway, replaces those that end, and is what is one for all of them.
 
 It serves no client and moves no image. It holds the data directory, migrates, sweeps, scrubs, keeps the one view of
-transfers (`transfer.center`) and speaks to systemd. Workers are started by exec, since neither Trio nor threads nor
-open databases survive a fork, and inherit the listening sockets and their end of the bus.
+transfers (`transfer.center`) and speaks to systemd.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import signal
-import socket
-import sys
-import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from subprocess import DEVNULL  # ruff: ignore[suspicious-subprocess-import]
-from typing import Final, TypeVar
+from typing import Final
 
 import structlog
 import trio
@@ -24,7 +18,6 @@ import trio
 from . import __version__, config, wiring
 from .crew import (
     BEAT,
-    BEAT_SECONDS,
     CONDITION,
     CUT,
     FAILED,
@@ -41,17 +34,15 @@ from .crew import (
 )
 from .daemon import CLOSE_SECONDS, Daemon, Reload, Service
 from .datadir import DataDirectory
-from .errors import ConfigError, GatewayError
 from .generations import Generations
 from .greeting import greet
 from .metrics import Families, MetricsSum
 from .predecessors import Predecessors
 from .reloading import Reloader
 from .routes.request import Services
-from .server import systemd
 from .server.bind import Listeners, held_listeners
 from .serving import HubProcess
-from .transfer.bus import Bus, Command, MemberGone
+from .transfer.bus import Bus
 from .transfer.center import Center
 from .transfer.plane import ControlPlane
 from .transfer.plane_host import PlaneHost
@@ -61,56 +52,12 @@ from .transfer.shares import RateShares
 from .transfer.splice import Splicer
 from .transfer.sweep import Sweep
 from .transfer.zerocopy import ZeroCopy
+from .workers import Workers
 
-PREPARE_SECONDS: Final = 30.0  # for a worker to make what changed settings ask for
-START_SECONDS: Final = 60.0  # for a worker to serve
-SILENT_SECONDS: Final = 30.0  # without a beat a worker hangs; systemd's WatchdogSec takes its place where it is set
-ABORT_SECONDS: Final = 5.0  # for a worker that hangs to show where
 END_SECONDS: Final = 3 * CLOSE_SECONDS  # beyond the drain, for a worker to end
-LAST_WORDS_SECONDS: Final = 1.0  # to hear what an ended worker had said
 
-Q = TypeVar("Q")
-
-_NOT_INHERITED: Final = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
 
 _log: Final = structlog.get_logger("visor_gateway.supervisor")
-
-
-class Backoff:
-    """How long to wait before a worker is replaced: not at all, unless workers end soon after their start."""
-
-    FIRST: Final = 0.5
-    LONGEST: Final = 30.0
-    LASTING: Final = 60.0  # who has lived so long was no failed start
-
-    def __init__(self) -> None:
-        self._next = 0.0
-
-    def delay(self, lived: float) -> float:
-        """Seconds to wait, after one that lived so long."""
-        if lived >= self.LASTING:
-            self._next = 0.0
-        delay = self._next
-        self._next = min(max(2 * delay, self.FIRST), self.LONGEST)
-        return delay
-
-
-class Silence:
-    """How long nothing was heard of a worker, in looks and not by the clock: a supervisor that was stopped itself must
-    not take everybody for dead when it goes on."""
-
-    def __init__(self) -> None:
-        self.looks = 0
-
-    def heard(self) -> None:
-        """A beat came."""
-        self.looks = 0
-
-    async def wait(self, patience: Callable[[], float]) -> None:
-        """Return when it has been silent for longer than `patience` says at that moment, in seconds."""
-        while self.looks * BEAT_SECONDS <= patience():
-            self.looks += 1
-            await trio.sleep(BEAT_SECONDS)
 
 
 class Supervisor(Daemon):
@@ -124,8 +71,6 @@ class Supervisor(Daemon):
         generations: Generations | None = None,
     ) -> None:
         super().__init__(settings, directory, reload, generations)
-        self._workers: dict[str, _Worker] = {}
-        self._crew = trio.CancelScope()  # of all workers
         self._ends_at = math.inf
         self._changed: config.Settings | None = None
         self._condition = Condition()
@@ -138,6 +83,7 @@ class Supervisor(Daemon):
 
     def _serving_process(self) -> HubProcess:
         self._bus = Bus(relays=True)
+        self._workers = Workers(self._bus, self, self._stop)
         self._sums = MetricsSum()
         self._center = Center(self._bus, self._hub, self._admission, self._rates, self._metrics)
         self._shares = RateShares(self._bus, self._hub, self._rates, held=self._succeeds)
@@ -170,7 +116,7 @@ class Supervisor(Daemon):
             for service in self._services_of_gateway(services):
                 nursery.start_soon(service)
             async with trio.open_nursery() as workers:
-                await self._start(workers, listeners)
+                await self._workers.start(workers, self.settings.server.workers, listeners.names)
                 await greet(services.accounts, self._directory, self._url)
                 await self._take_over(nursery)
                 self._tell(Condition(listening=True))
@@ -181,7 +127,6 @@ class Supervisor(Daemon):
                 nursery.start_soon(self._heed, signals)
                 await self._stop.wait()
                 listeners.close()
-                self._crew = workers.cancel_scope
                 if self._process.retired:
                     self._retire_workers(nursery)
                 else:
@@ -249,109 +194,22 @@ class Supervisor(Daemon):
         self._readiness.listening, self._readiness.draining = condition.listening, condition.draining
         self._bus.publish(CONDITION, condition)
 
-    async def _ask_workers(self, command: Command[Q, None], question: Q) -> list[GatewayError]:
-        """Ask all workers that serve. Returns what they refused with; who is gone is not waited for."""
-        refused: list[GatewayError] = []
-
-        async def ask(worker: str) -> None:
-            try:
-                with trio.fail_after(PREPARE_SECONDS):
-                    await self._bus.command(worker, command, question)
-            except MemberGone:
-                return  # whoever takes its place begins with what holds then
-            except GatewayError as error:
-                refused.append(error)
-            except trio.TooSlowError:
-                refused.append(ConfigError("a worker does not answer"))
-
-        async with trio.open_nursery() as nursery:
-            for id, worker in self._workers.items():
-                if worker.ready.is_set():
-                    nursery.start_soon(ask, id)
-        return refused
-
     def _share_settings(self, settings: config.Settings) -> None:
         """Have all workers serve with these, later ones too."""
         self._changed = settings
         self._bus.publish(SETTINGS, config.handed_over(settings))
 
-    # --- workers ---------------------------------------------------------------------------------
+    # --- when a worker has ended -----------------------------------------------------------------
 
-    async def _start(self, nursery: trio.Nursery, listeners: Listeners) -> None:
-        """Start all workers. Returns when they serve; raises `ConfigError` when one can't."""
-        first = [_Worker() for _ in range(self.settings.server.workers)]
-        for worker in first:
-            nursery.start_soon(self._keep, worker, listeners)
-        for worker in first:
-            await worker.ready.wait()
-
-    async def _keep(self, worker: _Worker, listeners: Listeners) -> None:
-        """Have a worker run, and another one when it has ended, until cancelled or the drain.
-
-        Raises:
-            ConfigError: The first one ended before it served.
-        """
-        backoff = Backoff()
-        has_served = False
-        while not self._stop.is_set():
-            began = trio.current_time()
-            await self._run_worker(worker, listeners)
-            has_served = has_served or worker.ready.is_set()
-            if not has_served:
-                raise ConfigError(worker.failure or f"a worker ended with {worker.ending} before it served")
-            if not self._stop.is_set():
-                delay = backoff.delay(trio.current_time() - began)
-                _log.error(
-                    "worker replaced", pid=worker.pid, ended_by=worker.ending, error=worker.failure, after_s=delay
-                )
-                with trio.move_on_after(delay):
-                    await self._stop.wait()
-                worker = _Worker()
-
-    async def _run_worker(self, worker: _Worker, listeners: Listeners) -> None:
-        """Run one worker to its end."""
-        try:
-            process, stream = await _spawn(worker.id, listeners.names)
-        except OSError as exc:
-            worker.failure = f"a worker can't be started: {exc.strerror}"
-            return
-        worker.pid = process.pid
-        self._workers[worker.id] = worker
-        try:
-            async with trio.open_nursery() as nursery:
-                try:
-                    await nursery.start(self._bus.attach, worker.id, stream)
-                    nursery.start_soon(self._watch, worker, process)
-                    await process.wait()
-                    worker.ending = _ending(process.returncode)
-                    with trio.move_on_after(LAST_WORDS_SECONDS):
-                        await self._bus.wait_gone(worker.id)
-                finally:
-                    with trio.CancelScope(shield=True):
-                        if process.returncode is None:
-                            process.kill()
-                        await process.wait()
-                nursery.cancel_scope.cancel(reason="the worker has ended")
-        finally:
-            self._forget(worker)
-        if self._sweep is not None:
-            await self._sweep.after(worker.id)
-
-    def _forget(self, worker: _Worker) -> None:
-        del self._workers[worker.id]
-        self._center.forget(worker.id)
-        self._shares.forget(worker.id)
+    def forget(self, id: str) -> None:
+        self._center.forget(id)
+        self._shares.forget(id)
         if self._host is not None:
-            self._host.forget(worker.id)
+            self._host.forget(id)
 
-    async def _watch(self, worker: _Worker, process: trio.Process) -> None:
-        """End a worker that hangs."""
-        patience = systemd.watchdog_interval() or SILENT_SECONDS
-        await worker.silence.wait(lambda: patience if worker.ready.is_set() else START_SECONDS)
-        _log.error("worker hangs, it is ended", pid=worker.pid)
-        process.send_signal(signal.SIGABRT)
-        await trio.sleep(ABORT_SECONDS)
-        process.kill()
+    async def clear_up(self, id: str) -> None:
+        if self._sweep is not None:
+            await self._sweep.after(id)
 
     # --- stopping --------------------------------------------------------------------------------
 
@@ -365,7 +223,7 @@ class Supervisor(Daemon):
         self._end_after(timeout)
 
     def _end_after(self, seconds: float) -> None:
-        self._ends_at = self._crew.deadline = trio.current_time() + seconds + END_SECONDS
+        self._ends_at = self._workers.cancel_scope.deadline = trio.current_time() + seconds + END_SECONDS
 
     def _retire_workers(self, nursery: trio.Nursery) -> None:
         """Have all workers finish what they do, however long it takes, while a younger generation is the gateway."""
@@ -387,7 +245,7 @@ class Supervisor(Daemon):
         await self._cut.wait()
         self._predecessors.finish(0)
         self._bus.publish(CUT, None)
-        self._crew.deadline = trio.current_time() + END_SECONDS
+        self._workers.cancel_scope.deadline = trio.current_time() + END_SECONDS
 
 
 class _CrewReloader(Reloader):
@@ -399,7 +257,7 @@ class _CrewReloader(Reloader):
 
     async def agree(self, settings: config.Settings) -> None:
         await super().agree(settings)
-        refused = await self._supervisor._ask_workers(PREPARE, config.handed_over(settings))
+        refused = await self._supervisor._workers.ask(PREPARE, config.handed_over(settings))
         if refused:
             raise refused[0]
 
@@ -408,7 +266,7 @@ class _CrewReloader(Reloader):
         self._supervisor._share_settings(settings)
 
     async def applied(self) -> None:
-        await self._supervisor._ask_workers(HEARD, None)
+        await self._supervisor._workers.ask(HEARD, None)
 
 
 class _CrewProcess(HubProcess):
@@ -434,49 +292,3 @@ class _CrewProcess(HubProcess):
     def learn(self, verdict: Verdict) -> None:
         super().learn(verdict)
         self._supervisor._tell_verdict(verdict.attempt_id, verdict.good)
-
-
-class _Worker:
-    """What the supervisor knows of one worker.
-
-    Attributes:
-        id: Its instance id, and its name on the bus.
-        failure: What it said went wrong.
-        ending: How its process ended.
-    """
-
-    def __init__(self) -> None:
-        self.id = str(uuid.uuid4())
-        self.pid = 0
-        self.ready = trio.Event()
-        self.silence = Silence()
-        self.failure: str | None = None
-        self.ending = "nothing"
-
-
-async def _spawn(id: str, listening: Mapping[int, str]) -> tuple[trio.Process, trio.SocketStream]:
-    """Start a worker's process. Returns it, and our end of the bus. Raises `OSError`."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        safe_path = ["-P"] if sys.flags.safe_path else []
-        command = [sys.executable, *safe_path, "-m", "visor_gateway.worker", id, str(theirs.fileno())]
-        ours.setblocking(False)
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-        try:
-            process = await trio.lowlevel.open_process(
-                [*command, *(f"{fd}:{name}" for fd, name in listening.items())],
-                stdin=DEVNULL,
-                pass_fds=[theirs.fileno(), *listening],
-                # The service manager is the supervisor's.
-                env={name: value for name, value in os.environ.items() if name not in _NOT_INHERITED},
-            )
-        except BaseException:
-            ours.close()
-            raise
-        return process, stream
-
-
-def _ending(returncode: int | None) -> str:
-    if returncode is not None and returncode < 0:
-        return signal.Signals(-returncode).name
-    return f"exit code {returncode}"

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from visor_gateway.crew import BEAT_SECONDS
-from visor_gateway.supervisor import Backoff, Silence
+from visor_gateway.workers import Backoff, Silence
 
 
 def test_a_worker_that_lived_is_replaced_at_once_and_those_that_die_early_ever_later() -> None:
