@@ -135,7 +135,8 @@ def slow(stand: Stand) -> Iterator[Table]:
     finally:
         fared = {name: client.close() for name, client in clients.items()}
     for name, figures in fared.items():
-        table.rounds[name][-1].update(figures)
+        for last in table.figures(name)[-1:]:
+            last.update(figures)
     yield table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -41,7 +41,9 @@ class Run(msgspec.Struct):
 
 def summary(table: Table, name: str) -> Summary:
     """What the rounds of one contender come to."""
-    rounds, reference = table.rounds[name], table.rounds[table.reference]
+    rounds = table.figures(name)
+    reference = table.rounds.get(table.reference, [None] * len(table.rounds[name]))
+    pairs = [(one, other) for one, other in zip(table.rounds[name], reference, strict=True) if one and other]
     made: Summary = {
         "peak_mib": max(figures["peak_memory"] for figures in rounds) / MIB,
         "others": _median(rounds, lambda figures: figures["others"]),
@@ -49,9 +51,9 @@ def summary(table: Table, name: str) -> Summary:
     if "latencies" in rounds[0]:
         made.update(_waits([value for figures in rounds for value in figures["latencies"]]))
     if "bytes" in rounds[0]:
-        made.update(_flow(rounds, reference, "bytes", GIB))
+        made.update(_flow(rounds, pairs, "bytes", GIB))
     elif "requests" in rounds[0]:
-        made.update(_flow(rounds, reference, "requests", 1))
+        made.update(_flow(rounds, pairs, "requests", 1))
         if rounds[0].get("p99") is not None:
             made["p99"] = _median(rounds, lambda figures: figures["p99"])
     for key in ("cores", "messages", "gaps", "cuts", "fairness", "upstream", "stalled_memory", "stalled_kernel_memory"):
@@ -61,14 +63,16 @@ def summary(table: Table, name: str) -> Summary:
     return made
 
 
-def _flow(rounds: Sequence[Figures], reference: Sequence[Figures], what: str, unit: int) -> dict[str, Any]:
+def _flow(rounds: Sequence[Figures], pairs: Sequence[tuple[Figures, Figures]], what: str, unit: int) -> dict[str, Any]:
+    """`pairs`: of each round that both have, the figures of the contender and of the reference."""
+
     def rate(figures: Figures) -> float:
         return float(figures[what] / figures["seconds"])
 
     def server(figures: Figures) -> float:
         return float(figures["server_cpu"] / (figures[what] / unit))
 
-    pairs = list(zip(rounds, reference, strict=True)) if what in reference[0] else []
+    pairs = [pair for pair in pairs if what in pair[1]]
     ratios = [rate(one) / rate(other) for one, other in pairs]
     costs = [server(one) / server(other) for one, other in pairs if server(other)]
     return {
@@ -190,17 +194,29 @@ def _plain(text: str) -> str:
 
 def _table(table: Table) -> str:
     made = {name: summary(table, name) for name in table.rounds}
-    first = made[table.reference]
-    columns = _WAITS if "count" in first else _REQUESTS if "requests" in table.rounds[table.reference][0] else _FLOW
+    columns = _columns(table, made)
     shown = [(title, cell) for title, cell in columns if any(cell(each) for each in made.values())]
     lines = [
         f"| {' | '.join(['', *(title for title, _ in shown)])} |",
         f"|{'---|' * (len(shown) + 1)}",
         *(f"| {name} | {' | '.join(cell(each) for _, cell in shown)} |" for name, each in made.items()),
     ]
-    failed = "".join(f"\n\n{name}: no figures: {_plain(why)}." for name, why in table.failed.items())
-    rounds = len(table.rounds[table.reference])
-    return f"### {table.title}\n\n{rounds} rounds, compared with {table.reference}.\n\n" + "\n".join(lines) + failed
+    failed = "".join(f"\n\n{_fault(table, name)}: {_plain(why)}." for name, why in table.failed.items())
+    rounds = max((len(rounds) for rounds in table.rounds.values()), default=0)
+    compared = f"{rounds} rounds, compared with {table.reference}."
+    return f"### {table.title}\n\n{compared}\n\n" + "\n".join(lines if made else ()) + failed
+
+
+def _columns(table: Table, made: Mapping[str, Summary]) -> Sequence[tuple[str, Cell]]:
+    if any("count" in each for each in made.values()):
+        return _WAITS
+    asks = any("requests" in figures for name in made for figures in table.figures(name))
+    return _REQUESTS if asks else _FLOW
+
+
+def _fault(table: Table, name: str) -> str:
+    figures = len(table.figures(name))
+    return f"{name}: figures of {figures} rounds only" if figures else f"{name}: no figures"
 
 
 def update(document: Path, text: str) -> None:

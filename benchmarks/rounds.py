@@ -5,13 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
 from .clients import ClientFailed, Figures
+from .control import Refused
 from .machine import Neighbours, wait_quiet
 from .peer import Peer
+from .process import ServerFailed
 from .stand import Options
+
+#: Failed rounds after which a contender is left out. One may be chance: a server that cuts a body now and then is
+#: measured in the rounds in which it does not.
+FAULTS: Final = 2
 
 
 class Contender(msgspec.Struct, frozen=True):
@@ -33,44 +40,50 @@ class Table(msgspec.Struct):
 
     Attributes:
         key: Short name, for machines.
-        reference: The contender that the others are compared with.
-        rounds: Figures of each round, by contender.
-        failed: Why a contender has none.
+        reference: The contender that the others are compared with, in the rounds in which both have figures.
+        rounds: Figures of each round, by contender; None where it failed in that one. Who has none at all is not here.
+        failed: Why contenders have no figures of some rounds, or of all.
     """
 
     key: str
     title: str
     reference: str
-    rounds: dict[str, list[Figures]]
+    rounds: dict[str, list[Figures | None]]
     failed: dict[str, str] = msgspec.field(default_factory=dict)
+
+    def figures(self, name: str) -> list[Figures]:
+        """What there is of a contender."""
+        return [figures for figures in self.rounds.get(name, ()) if figures is not None]
 
 
 def alternate(key: str, title: str, contenders: Sequence[Contender], options: Options) -> Table:
     """Measure every contender once a round; the first is the reference. Odd rounds go backwards.
 
-    Raises:
-        ClientFailed: The reference failed. Another one that fails is left out from then on.
+    A contender that fails, the reference too, has no figures of that round, and the others go on. After `FAULTS` such
+    rounds it is left out.
     """
     table = Table(key, title, contenders[0].name, {contender.name: [] for contender in contenders})
+    faults: dict[str, list[str]] = {contender.name: [] for contender in contenders}
     for number in range(options.rounds):
         for contender in contenders if number % 2 == 0 else reversed(contenders):
-            if contender.name not in table.failed:
-                _once(table, number, contender, options)
+            said = faults[contender.name]
+            figures = _once(table.key, number, contender, options, said) if len(said) < FAULTS else None
+            table.rounds[contender.name].append(figures)
+    table.failed = {name: "; ".join(said) for name, said in faults.items() if said}
+    table.rounds = {name: rounds for name, rounds in table.rounds.items() if any(rounds)}
     return table
 
 
-def _once(table: Table, number: int, contender: Contender, options: Options) -> None:
+def _once(key: str, number: int, contender: Contender, options: Options, faults: list[str]) -> Figures | None:
+    """One measurement; None where it failed, of which `faults` is told."""
     try:
         figures = _quietest(contender, options)
-    except ClientFailed as why:
-        if contender.name == table.reference:
-            raise
-        table.failed[contender.name] = str(why)
-        del table.rounds[contender.name]
-        print(f"{table.key} {contender.name}: failed: {why}", file=sys.stderr)
-    else:
-        table.rounds[contender.name].append(figures)
-        _tell(table.key, number, contender.name, figures)
+    except (ClientFailed, Refused, ServerFailed, OSError) as why:
+        faults.append(f"round {number + 1}: {why}")
+        print(f"{key} {number + 1} {contender.name}: failed: {why}", file=sys.stderr, flush=True)
+        return None
+    _tell(key, number, contender.name, figures)
+    return figures
 
 
 def _quietest(contender: Contender, options: Options) -> Figures:

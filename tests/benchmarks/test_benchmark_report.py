@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import msgspec
@@ -30,7 +32,7 @@ def flow(seconds: float, cpu: float) -> Figures:
 
 
 def table() -> Table:
-    rounds = {
+    rounds: dict[str, list[Figures | None]] = {
         "one": [flow(1.0, 0.1), flow(2.0, 0.2), flow(4.0, 0.1)],
         "other": [flow(2.0, 0.2), flow(2.0, 0.2), flow(2.0, 0.4)],
     }
@@ -52,7 +54,10 @@ def test_a_ratio_is_the_median_of_each_rounds_own() -> None:
 
 
 def test_latencies_of_all_rounds_count_together() -> None:
-    rounds = [{**flow(1, 1), "latencies": [0.001] * 50}, {**flow(1, 1), "latencies": [0.001] * 49 + [0.5]}]
+    rounds: list[Figures | None] = [
+        {**flow(1, 1), "latencies": [0.001] * 50},
+        {**flow(1, 1), "latencies": [0.001] * 49 + [0.5]},
+    ]
     made = report.summary(Table("latency", "Latency", "one", {"one": rounds}), "one")
     assert (made["count"], made["p50"], made["max"]) == (100, 0.001, 0.5)
 
@@ -102,14 +107,25 @@ class Idle:
         return 0
 
 
-def contender(name: str, order: list[str], *, fails: bool = False) -> Contender:
+def contender(
+    name: str, order: list[str], *, fails: Collection[int] = (), seconds: Sequence[float] = (1.0, 1.0, 1.0)
+) -> Contender:
+    """`fails`: the rounds, from 1, in which it does; `seconds`: how long it takes in each."""
+    rounds = itertools.count(1)
+
     def measure() -> Figures:
         order.append(name)
-        if fails:
+        number = next(rounds)
+        if number in fails:
             raise ClientFailed("refused")
-        return {"bytes": GIB, "seconds": 1.0, "client_cpu": 0.0}
+        return {"bytes": GIB, "seconds": seconds[number - 1], "client_cpu": 0.0}
 
     return Contender(Idle(name), measure, lambda: order.append(f"tidy {name}"))  # type: ignore[arg-type]
+
+
+def text_of(made: Table) -> str:
+    again = Run({}, {}, {}, {}, report.summaries([made]), [made])
+    return report.markdown([msgspec.json.decode(msgspec.json.encode(again), type=Run)])
 
 
 def test_rounds_alternate_and_tidy_after_each_measurement() -> None:
@@ -121,13 +137,38 @@ def test_rounds_alternate_and_tidy_after_each_measurement() -> None:
 
 def test_one_that_fails_is_named_and_the_others_go_on() -> None:
     order: list[str] = []
-    made = alternate("key", "Title", [contender("a", order), contender("b", order, fails=True)], OPTIONS)
-    assert made.failed == {"b": "refused"}
-    assert len(made.rounds["a"]) == 3
+    made = alternate("key", "Title", [contender("a", order), contender("b", order, fails={1, 2, 3})], OPTIONS)
+    assert made.failed == {"b": "round 1: refused; round 2: refused"}
+    assert len(made.figures("a")) == 3
     assert "b" not in made.rounds
-    assert order.count("b") == order.count("tidy b") == 1
+    assert order.count("b") == order.count("tidy b") == 2
+    assert "b: no figures: round 1: refused; round 2: refused." in text_of(made)
 
 
-def test_a_reference_that_fails_ends_its_table() -> None:
-    with pytest.raises(ClientFailed):
-        alternate("key", "Title", [contender("a", [], fails=True)], OPTIONS)
+def test_one_that_fails_once_has_figures_of_the_other_rounds() -> None:
+    made = alternate("key", "Title", [contender("a", []), contender("b", [], fails={2})], OPTIONS)
+    assert [figures is None for figures in made.rounds["b"]] == [False, True, False]
+    assert report.summary(made, "b")["ratio"] == pytest.approx(1.0)
+    assert "b: figures of 2 rounds only: round 2: refused." in text_of(made)
+    assert "3 rounds, compared with a." in text_of(made)
+
+
+def test_rounds_without_the_reference_count_for_no_ratio() -> None:
+    made = alternate(
+        "key", "Title", [contender("a", [], fails={1}), contender("b", [], seconds=[9.0, 2.0, 2.0])], OPTIONS
+    )
+    assert report.summary(made, "b")["ratio_range"] == [0.5, 0.5]
+    assert "a: figures of 2 rounds only: round 1: refused." in text_of(made)
+
+
+def test_without_any_reference_the_others_have_figures_and_no_ratio() -> None:
+    made = alternate("key", "Title", [contender("a", [], fails={1, 2, 3}), contender("b", [])], OPTIONS)
+    assert report.summary(made, "b")["ratio"] is None
+    assert "| b | 1.07 |" in text_of(made)
+    assert "a: no figures" in text_of(made)
+
+
+def test_a_table_of_nobody_tells_why() -> None:
+    made = alternate("key", "Title", [contender("a", [], fails={1, 2, 3})], OPTIONS)
+    assert made.rounds == {}
+    assert "a: no figures" in text_of(made)
