@@ -160,7 +160,8 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
 def timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC, with microseconds, so that the text sorts as the time does."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # Not by strftime, which takes ten times as long: each transfer is shown at its start and at its end.
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def new_id() -> str:

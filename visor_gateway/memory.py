@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import mmap
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 #: Objects that gather before the youngest are looked at, and so many of these looks before the next older ones are. A
@@ -12,6 +16,7 @@ from typing import Final
 YOUNG_OBJECTS: Final = 2000
 YOUNG_LOOKS: Final = 5
 
+_SMAPS: Final = Path("/proc/self/smaps")
 _libc: Final = ctypes.CDLL(None)
 
 
@@ -20,9 +25,29 @@ def settle() -> None:
 
     Modules, classes and routes are some 160,000 objects that live as long as the process. To look through them took the
     collector a tenth of a second each time, in which nobody was served (docs/performance.md). Blocks for as long once.
+
+    The code of libraries goes back as well: what a start runs of it is mostly not what serving does, and that is read
+    from the page cache again, in pieces of 64 KiB, when it is first run.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, YOUNG_LOOKS)
     if hasattr(_libc, "malloc_trim"):  # glibc's own
         _libc.malloc_trim(ctypes.c_size_t(0))
+    with suppress(OSError):
+        for begin, end in library_code(_SMAPS.read_text("utf-8", "replace")):
+            _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
+
+
+def library_code(smaps: str) -> Iterator[tuple[int, int]]:
+    """Begin and end of what is mapped from files to be executed, and that nobody has written to: a page that a debugger
+    has changed is in no file, and would be lost."""
+    code: tuple[int, int] | None = None
+    for line in smaps.splitlines():
+        name, _, rest = line.partition(" ")
+        if not name.endswith(":"):
+            permissions, *_, path = rest.split(maxsplit=4)
+            begin, _, end = name.partition("-")
+            code = (int(begin, 16), int(end, 16)) if permissions == "r-xp" and path.startswith("/") else None
+        elif code is not None and name == "Anonymous:" and rest.split()[0] == "0":
+            yield code

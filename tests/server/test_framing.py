@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visor_gateway.server.framing import Framing, IllegalAnswer
+from visor_gateway.server.framing import KNOWN, Framing, IllegalAnswer, well_formed
 
 LENGTH = (b"content-length", b"5")
 
@@ -151,3 +151,24 @@ def test_a_switch_of_protocols_has_nothing_added() -> None:
     assert ours.begin(101, [(b"upgrade", b"websocket"), (b"connection", b"upgrade")], last=True) == (
         b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n"
     )
+
+
+def test_of_the_headers_only_those_are_kept_that_are_asked_for_later() -> None:
+    answer = framing()
+    more = [(b"x-image-meta-%d" % number, b"value") for number in range(20)]
+    answer.begin(200, [LENGTH, *more, (b"X-Transfer-Id", b"one"), (b"content-type", b"text/plain")], last=False)
+    assert answer.named == {b"content-type": b"text/plain", b"x-transfer-id": b"one"}
+
+
+@pytest.mark.parametrize("name", [b"", b"a b", b"a:", b"a\r\nb"])
+def test_a_malformed_name_is_refused_each_time_and_among_names_that_are_known(name: bytes) -> None:
+    for _ in range(2):
+        framing().begin(200, [LENGTH], last=False)
+        with pytest.raises(IllegalAnswer, match="malformed"):
+            framing().begin(200, [LENGTH, (name, b"value")], last=False)
+
+
+def test_names_are_remembered_up_to_a_bound() -> None:
+    for number in range(2 * KNOWN):
+        framing().begin(200, [(b"x-%d" % number, b"value")], last=False)
+    assert len(well_formed) <= KNOWN

@@ -287,3 +287,20 @@ def test_the_intervals_add_up_to_the_time_with_any_wait_under_way(
     for waiting in WAITS:
         assert sums[waiting] == meter.waited[waiting]
         assert sums[waiting] == pytest.approx(expected[waiting] * 1000, abs=1.1)
+
+
+def test_the_kernel_is_asked_only_where_bytes_may_have_arrived(meter: Meter) -> None:
+    asked = 0
+
+    def unacknowledged() -> int:
+        nonlocal asked
+        asked += 1
+        return 0
+
+    meter.unacknowledged = unacknowledged
+    meter.begin()
+    assert (meter.bytes, asked) == (0, 0)
+    meter.moved = 7
+    assert (meter.bytes, meter.bytes, asked) == (7, 7, 1)
+    meter.moved = 8
+    assert (meter.bytes, asked) == (8, 2)

@@ -176,10 +176,11 @@ class Connection:
 
     async def _serve(self) -> None:
         with suppress(ClientGone):
-            with trio.move_on_after(TLS_HANDSHAKE_SECONDS) as handshake:
-                await self._wire.handshake()
-            if handshake.cancelled_caught:
-                return
+            if self._wire.encrypted:
+                with trio.move_on_after(TLS_HANDSHAKE_SECONDS) as handshake:
+                    await self._wire.handshake()
+                if handshake.cancelled_caught:
+                    return
             self.trusted = self._wire.is_client_certified()
             while await self._serve_one():
                 pass

@@ -17,7 +17,6 @@ How an exchange ends:
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -63,7 +62,7 @@ class Exchange:
         self._protocol = protocol
         self._head = head
         self._settings = settings
-        self._inbox: deque[Message] = deque()
+        self._inbox: list[Message] = []  # a deque takes 600 bytes, and there are a few at most
         self._parts: list[bytes] = []
         self._length = head.length
         self._whole = False
@@ -134,7 +133,7 @@ class Exchange:
                 await self._over.wait()
             else:
                 await self._parse()
-        return self._inbox.popleft() if self._inbox else {"type": "http.disconnect"}
+        return self._inbox.pop(0) if self._inbox else {"type": "http.disconnect"}
 
     @asynccontextmanager
     async def lend_body(self) -> AsyncGenerator[LentBody, None]:

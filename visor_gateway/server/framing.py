@@ -21,6 +21,11 @@ _CLOSE: Final = b"connection: close\r\n"
 _CHUNKED: Final = b"transfer-encoding: chunked\r\n"
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 
+#: Headers that are asked for once they were framed. All of them would be 2 KiB for each pull, for as long as it lasts.
+KEPT: Final = (b"content-type", b"x-transfer-id")
+KNOWN: Final = 256  # names that are remembered
+well_formed: Final[set[bytes]] = set()  # names that were found so: most answers have the same
+
 Headers = Sequence[tuple[bytes, bytes]]
 Piece = bytes | bytearray | memoryview
 
@@ -36,7 +41,7 @@ class Framing:
         begun: Whether there is a head.
         ended: Whether all of it was framed.
         persistent: Whether another answer may follow it on the connection.
-        named: The application's headers by lower-case name.
+        named: Those of `KEPT` that the application has sent, by lower-case name.
     """
 
     def __init__(self, *, method: str, version: str, persistent: bool) -> None:
@@ -56,7 +61,9 @@ class Framing:
         if self.begun:
             raise IllegalAnswer("An answer has one head")
         named = {name.lower(): value for name, value in headers}
-        if not all(map(_NAME.fullmatch, named)) or _NOT_IN_VALUE.search(b"".join([value for _, value in headers])):
+        if (not named.keys() <= well_formed and not all(map(_is_well_formed, named))) or _NOT_IN_VALUE.search(
+            b"".join([value for _, value in headers])
+        ):
             raise IllegalAnswer("A header of the answer is malformed")
         if b"transfer-encoding" in named or (len(named) < len(headers) and _is_twice(headers, b"content-length")):
             raise IllegalAnswer("The application says the length of the body once, or leaves its framing to the server")
@@ -67,7 +74,8 @@ class Framing:
             self.persistent = self.persistent and not last and not _says_close(named.get(b"connection"))
             if not self.persistent:
                 extra += _CLOSE
-        self.begun, self.named = True, named
+        self.begun = True
+        self.named = {name: named[name] for name in KEPT if name in named}
         fields = b"".join([b"%b: %b\r\n" % header for header in headers])
         return b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (status, REASONS.get(status, b""), fields, extra)
 
@@ -117,6 +125,14 @@ class Framing:
             raise IllegalAnswer("The body is shorter than its Content-Length")
         self.ended = True
         return [_LAST_CHUNK] if self._chunked else []
+
+
+def _is_well_formed(name: bytes) -> bool:
+    if _NAME.fullmatch(name) is None:
+        return False
+    if len(well_formed) < KNOWN:
+        well_formed.add(name)
+    return True
 
 
 def _is_twice(headers: Headers, name: bytes) -> bool:

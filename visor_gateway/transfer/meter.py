@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final, Literal
 
 WaitKind = Literal["client", "store", "limit", "disk"]
@@ -42,6 +41,11 @@ class _Stopwatch:
         self._since = 0.0
         self._total = 0.0
 
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody has waited yet."""
+        return not (self._depth or self._total)
+
     def start(self, now: float) -> None:
         if self._depth == 0:
             self._since = now
@@ -67,6 +71,22 @@ class _Stopped(_Stopwatch):
 
     def stop(self, now: float) -> None:
         pass
+
+
+class _Waiting:
+    """A block whose time is booked. A generator would cost twice as much, and there are half a dozen in each pull."""
+
+    __slots__ = ("_kind", "_meter")
+
+    def __init__(self, meter: Meter, kind: WaitKind) -> None:
+        self._meter = meter
+        self._kind = kind
+
+    def __enter__(self) -> None:
+        self._meter.begin_wait(self._kind)
+
+    def __exit__(self, *_: object) -> None:
+        self._meter.end_wait(self._kind)
 
 
 _STOPPED: Final[dict[WaitKind, _Stopwatch]] = dict.fromkeys(WAITS, _Stopped())
@@ -114,7 +134,9 @@ class Meter:
     def bytes(self) -> int:
         """Bytes that have arrived, as far as the kernel knows. It never falls: `moved` may lag behind the kernel for a
         moment, while what the kernel holds is counted already."""
-        self._arrived = max(self._arrived, self.moved - self.unacknowledged())
+        moved = self.moved
+        if moved != self._arrived:  # else nothing can have arrived since, and the kernel need not be asked
+            self._arrived = max(self._arrived, moved - self.unacknowledged())
         return self._arrived
 
     def unbooked(self) -> int:
@@ -133,14 +155,9 @@ class Meter:
         seconds = self.seconds
         return self.bytes / seconds if seconds > 0 else 0.0
 
-    @contextmanager
-    def waiting(self, kind: WaitKind) -> Generator[None, None, None]:
+    def waiting(self, kind: WaitKind) -> _Waiting:
         """Book the time inside as waiting for `kind`. Waits of one kind may overlap; their time counts once."""
-        self.begin_wait(kind)
-        try:
-            yield
-        finally:
-            self.end_wait(kind)
+        return _Waiting(self, kind)
 
     def begin_wait(self, kind: WaitKind) -> None:
         """Book from now on, up to an `end_wait`: `waiting` for those who can't use a block."""
@@ -176,9 +193,14 @@ class Meter:
     def _sample_waits(self, now: float) -> None:
         # Whole milliseconds of the running total, so that what rounding leaves counts in the next interval. A wait that
         # ends in another thread at this very moment may look shorter than it did before: never a negative interval.
+        wait, waited = self.wait, self.waited
         for kind, watch in self._watches.items():
-            total = max(self.waited[kind], round(watch.seconds(now) * 1000))
-            self.wait[kind], self.waited[kind] = total - self.waited[kind], total
+            before = waited[kind]
+            if watch.untouched:
+                wait[kind] = 0
+            else:
+                waited[kind] = total = max(before, round(watch.seconds(now) * 1000))
+                wait[kind] = total - before
 
     def freeze(self, *, whole: bool) -> None:
         """Stop counting. A second call changes nothing.

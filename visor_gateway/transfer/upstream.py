@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from ..errors import ObjectChanged, ObjectMissing, StoreError, StoreUnreachable
-from ..store.contract import Block, Direct, DirectReadStream, ObjectInfo, ReadStream, RetryingStream
+from ..store.contract import Block, Direct, DirectReadStream, ObjectInfo, ReadStream
 from .setbacks import Candidate, Setbacks
 from .transfer import Transfer
 
@@ -34,11 +34,6 @@ CLOSE_SECONDS: Final = 5.0
 
 _RANDOM: Final = SystemRandom()
 _log: Final = structlog.get_logger("visor_gateway.upstream")
-
-
-@runtime_checkable
-class _Advancing(Protocol):
-    def advance(self, count: int) -> None: ...
 
 
 @runtime_checkable
@@ -174,8 +169,10 @@ class Upstream:
 
     def advance(self, count: int) -> None:
         """Book `count` bytes of `stream` that somebody else has moved."""
-        if isinstance(self.stream, _Advancing):
-            self.stream.advance(count)
+        # Not a protocol that is asked about: `isinstance` takes 30 microseconds for that.
+        advance: Callable[[int], None] | None = getattr(self.stream, "advance", None)
+        if advance is not None:
+            advance(count)
         self._moved(count)
 
     async def turn_to(self, offset: int, length: int | None) -> None:
@@ -234,7 +231,7 @@ class Upstream:
         candidate, self._place = place.candidate, place
         length = self._length if self.end is None else self.end - self.position
         stream = await candidate.store.open_read(candidate.location, self.position, length, expected=place.expected)
-        if isinstance(stream, RetryingStream):
+        if hasattr(stream, "on_retry"):  # a `RetryingStream`
             stream.on_retry = self._transfer.retrying
         self.stream = stream
         place.learn(stream.info)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 import trio
@@ -28,7 +28,8 @@ class _Passing:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._direct = source if isinstance(source, DirectSource) else None
+        # By the type, which is remembered: `isinstance` looks through the protocol each time.
+        self._direct = cast(DirectSource, source) if issubclass(type(source), DirectSource) else None
 
     def direct(self) -> Direct | None:
         """The socket behind it, where the next bytes may be moved unseen."""
