@@ -109,6 +109,7 @@ def cache(settings: config.Settings, metadata: Metadata, engine: Engine, metrics
         metrics,
         finish_percent=cache.finish_percent,
         strict_ranges=cache.strict_ranges,
+        nice=settings.server.pump_nice,
     )
 
 

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Generator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,21 @@ async def test_a_fill_is_looked_at_when_a_thread_tells_of_it_and_not_before(auto
         await wait_all_tasks_blocked()
         assert noted == [0, 7, 8, 9]
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("readers", "seconds"), [(1, 0.004), (8, 0.018), (500, 0.02)])
+async def test_a_crowd_is_told_of_larger_pieces_less_often(
+    autojump_clock: MockClock, readers: int, seconds: float
+) -> None:
+    telling, times = Telling(), list[float]()
+
+    def note() -> bool:
+        times.append(trio.current_time())
+        return True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(telling.serve, note, lambda: readers)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert [later - earlier for earlier, later in pairwise(times)] == pytest.approx([seconds] * (len(times) - 1))
+    assert len(times) > 40

@@ -295,6 +295,43 @@ async def test_the_first_bytes_wait_for_no_others_and_each_step_is_told(
     assert told == [10, 1000]
 
 
+class Ranked:
+    """A digest that notes how far back its thread stands."""
+
+    def __init__(self) -> None:
+        self.niceness: set[int] = set()
+
+    def update(self, data: Block, /) -> None:
+        self.niceness.add(niceness())
+
+
+def niceness() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+@pytest.mark.usefixtures("cores")
+async def test_the_threads_of_a_copy_stand_back_and_no_others_do(line: Line) -> None:
+    usual, ranked, moved = niceness(), Ranked(), set[int]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.send, DATA)
+        copy = partial(Copier(nice=19).copy, (ranked,), moved=lambda: moved.add(niceness()))
+        nursery.start_soon(copy, line.offer(SIZE), line.sink.fileno(), Meter(), None, Booked())
+        assert await line.received(SIZE) == DATA
+    assert (ranked.niceness, moved) == ({19}, {19})
+    assert await trio.to_thread.run_sync(niceness) == usual
+
+
+async def test_a_copy_that_stands_back_can_be_cancelled(line: Line) -> None:
+    copier, meter = Copier(limit=1, nice=19), Meter()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.send, DATA[:1000])
+        nursery.start_soon(copier.copy, (), line.offer(SIZE), line.sink.fileno(), meter, None, Booked())
+        await until(lambda: meter.moved == 1000)
+        nursery.cancel_scope.cancel()
+    line.origin.send(DATA[:10])
+    assert await copier.copy((), line.offer(10), line.sink.fileno(), Meter(), None, Booked())
+
+
 @pytest.mark.usefixtures("cores")
 async def test_a_digest_has_what_was_booked_when_the_upstream_breaks(line: Line) -> None:
     digest, booked = hashlib.sha256(), Booked()

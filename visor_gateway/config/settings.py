@@ -92,7 +92,8 @@ class Server(Section, frozen=True, kw_only=True):
     pump_nice: Annotated[
         int,
         kinds.whole(0),
-        "How much these threads, and those of uploads, stand back behind the event loop and other programs, up to 19.",
+        "How much these threads, and those of uploads and fills, stand back behind the event loop and other programs, "
+        "up to 19.",
     ] = 10
     pump_quantum: Annotated[
         int,

@@ -24,9 +24,13 @@ PROGRESS_SUFFIX: Final = ".progress"
 
 #: Written bytes are given to the disk in steps of this size, so that the sync of a large image is short.
 WRITEBACK_STEP: Final = 16 * 1024 * 1024
-#: How far the disk may be behind before it is waited for: a fill is to run at the store's pace, and no client waits for
-#: its sync.
-WRITEBACK_BEHIND: Final = 16 * WRITEBACK_STEP
+#: Bytes that are written before the disk gets the first step. Where an origin names no digest, clients wait for the
+#: last block until the database has the digest that was found: its sync, on the same disk, waits for what the disk was
+#: given before. So smaller images leave the disk alone until nobody waits any more.
+WRITEBACK_LATE: Final = 16 * WRITEBACK_STEP
+#: How far the disk may be behind with what it was given before it is waited for: a fill is to run at the store's pace,
+#: and no client waits for its sync.
+WRITEBACK_BEHIND: Final = 8 * WRITEBACK_STEP
 
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _FOLLOW: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -123,7 +127,7 @@ class Partial:
         return True
 
     def write(self, block: bytes | bytearray | memoryview) -> None:
-        """Append a block. Dirty pages stay under `WRITEBACK_BEHIND` and a step."""
+        """Append a block. Dirty pages stay under `WRITEBACK_LATE`, `WRITEBACK_BEHIND` and a step."""
         with memoryview(block) as whole, whole.cast("B") as view:
             done = 0
             while done < len(view):
@@ -133,7 +137,7 @@ class Partial:
     def book(self, count: int) -> None:
         """Note that so many bytes more were appended, by `write` or on `fd` itself."""
         self.written += count
-        while self.written - self._handed >= WRITEBACK_STEP:
+        while self.written - self._handed >= WRITEBACK_LATE + WRITEBACK_STEP:
             if self._handed >= WRITEBACK_BEHIND:
                 self._calls.wait_writeback(self.fd, self._handed - WRITEBACK_BEHIND, WRITEBACK_STEP)
             self._calls.start_writeback(self.fd, self._handed, WRITEBACK_STEP)

@@ -54,6 +54,7 @@ class Cache:
         images: Asked before an entry is made whether there still is such an image; keeps the digests that are found.
         finish_percent: A fill that nobody waits for any more goes on if so much of it is there.
         strict_ranges: Whether ranges wait until the whole is verified.
+        nice: How much the threads of fills stand back behind others.
     """
 
     def __init__(
@@ -65,13 +66,16 @@ class Cache:
         *,
         finish_percent: int = 50,
         strict_ranges: bool = False,
+        nice: int = 0,
     ) -> None:
         self._metrics = metrics
         self._strict_ranges = strict_ranges
         self._files = files
         self._fills: Fills | None = None
         if files is not None:
-            self._fills = Fills(files, engine, images, metrics, finish_percent=finish_percent, kept=self.count)
+            self._fills = Fills(
+                files, engine, images, metrics, finish_percent=finish_percent, kept=self.count, nice=nice
+            )
 
     def revise(self, *, finish_percent: int, strict_ranges: bool) -> None:
         """Have other settings from now on."""

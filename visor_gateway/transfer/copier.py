@@ -27,7 +27,7 @@ import trio
 from ..errors import StoreUnreachable
 from ..store.contract import Direct
 from .digest import Hash
-from .hashing import Buffers, Hasher, InlineHasher
+from .hashing import Buffers, Hasher, InlineHasher, begin_thread
 from .limits import Pace, Rates
 from .meter import Meter
 
@@ -43,7 +43,9 @@ LONGEST_POLL: Final = 3600.0  # seconds; the system call takes no more than 24 d
 class Copier:
     """The bodies of one daemon that are copied in threads. Holds nothing between bodies: there is nothing to close."""
 
-    def __init__(self, *, limit: int = LIMIT, buffer_size: int = BUFFER_SIZE) -> None:
+    def __init__(self, *, limit: int = LIMIT, buffer_size: int = BUFFER_SIZE, nice: int = 0) -> None:
+        """`nice`: how much the threads stand back behind others."""
+        self._nice = nice
         self._limit = self._free = limit
         self._buffer_size = buffer_size
 
@@ -81,11 +83,11 @@ class Copier:
             count, size = (BUFFERS, self._buffer_size) if threads else (1, 2 * self._buffer_size)
             buffers = Buffers(count, min(size, source.length))
             hashers = [
-                Hasher(digest, buffers) if number < threads else InlineHasher(digest, buffers)
+                Hasher(digest, buffers, nice=self._nice) if number < threads else InlineHasher(digest, buffers)
                 for number, digest in enumerate(hashes)
             ]
             mover = _Mover(source, sink, buffers, hashers, meter, pace or Rates().pace(), moved)
-            await self._run(mover)
+            await self._run(mover, self._nice)
         finally:
             if mover is not None:
                 mover.close()
@@ -100,7 +102,7 @@ class Copier:
         return max(0, len(os.sched_getaffinity(0)) - (self._limit - self._free))
 
     @staticmethod
-    async def _run(mover: _Mover) -> None:
+    async def _run(mover: _Mover, nice: int) -> None:
         raise_cancel: Callable[[], NoReturn] | None = None
 
         def abort(raise_it: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
@@ -109,7 +111,7 @@ class Copier:
             mover.cancel()
             return trio.lowlevel.Abort.FAILED
 
-        mover.start(trio.lowlevel.current_task(), trio.lowlevel.current_trio_token())
+        mover.start(trio.lowlevel.current_task(), trio.lowlevel.current_trio_token(), nice)
         await trio.lowlevel.wait_task_rescheduled(abort)
         if raise_cancel is not None and not mover.finished:
             raise_cancel()
@@ -163,11 +165,23 @@ class _Mover:
     def finished(self) -> bool:
         return self.moved == self._length
 
-    def start(self, task: trio.lowlevel.Task, token: trio.lowlevel.TrioToken) -> None:
-        """Begin; `task` is rescheduled when nothing of the thread is left."""
-        trio.lowlevel.start_thread_soon(
-            self._run, lambda _: token.run_sync_soon(trio.lowlevel.reschedule, task), name="copier"
-        )
+    def start(self, task: trio.lowlevel.Task, token: trio.lowlevel.TrioToken, nice: int) -> None:
+        """Begin; `task` is rescheduled when nothing of the thread is left. Raises `RuntimeError` if there can be no
+        more threads."""
+
+        def end(_: object = None) -> None:
+            token.run_sync_soon(trio.lowlevel.reschedule, task)
+
+        def run() -> None:
+            try:
+                self._run()
+            finally:
+                end()
+
+        if nice:
+            begin_thread(run, "copier", nice=nice)
+        else:
+            trio.lowlevel.start_thread_soon(self._run, end, name="copier")
 
     def cancel(self) -> None:
         self._cancelled = True

@@ -65,6 +65,7 @@ class Fill:
         closed: Called when it is closed: nobody is to find it any more.
         count: Told of bytes that came from the store.
         finish_share: A fill that nobody waits for any more goes on if so much of it is there, from 0 to 1.
+        nice: How much its threads stand back behind others.
 
     Attributes:
         verified: Whether all of it is there, and right.
@@ -87,6 +88,7 @@ class Fill:
         closed: Callable[[], None],
         count: Callable[[int], None] = lambda count: None,
         finish_share: float = 0.5,
+        nice: int = 0,
     ) -> None:
         self.image = image
         self.size = image.size or 0
@@ -107,6 +109,7 @@ class Fill:
         self._closed = closed
         self._count = count
         self._finish_share = finish_share
+        self._nice = nice
         self._file: FillFile | None = None
         self._transfer: Transfer | None = None
         self._readers = 0
@@ -385,7 +388,7 @@ class Fill:
         file = self._file
         if file is None or file.partial is None:
             raise CacheFailed("The cache has no file for this fill")
-        self._filling = Filling(self.size, file, file.partial, self._read, self._telling)
+        self._filling = Filling(self.size, file, file.partial, self._read, self._telling, nice=self._nice)
         try:
             return await self._filling.run(transfer, self.opened.set)
         finally:

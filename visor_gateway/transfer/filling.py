@@ -21,6 +21,8 @@ from .telling import Telling
 from .transfer import Transfer
 
 PIECE: Final = 64 * 1024 * 1024  # bytes that a thread moves at a time: to begin and end one costs a few milliseconds
+#: Twice what other bodies have: readers of the file are served by the same cores between two of them.
+BUFFER_SIZE: Final = 1024 * 1024
 CLOSE_SECONDS: Final = 5.0
 
 #: Opens a range of an image at its store: transfer, offset, length (None for the rest), and whether the reader
@@ -41,9 +43,12 @@ class Filling:
         partial: The same, open.
         read: How the store is read.
         telling: Told when bytes were committed.
+        nice: How much the threads that move bytes stand back behind others.
     """
 
-    def __init__(self, size: int, file: FillFile, partial: Partial, read: Open, telling: Telling) -> None:
+    def __init__(
+        self, size: int, file: FillFile, partial: Partial, read: Open, telling: Telling, *, nice: int = 0
+    ) -> None:
         self._digests = Digests(("sha256",))
         self._is_known = False  # whether they are those of what is committed
         self._size = size
@@ -52,7 +57,7 @@ class Filling:
         self._partial = partial
         self._read = read
         self._telling = telling
-        self._copier = Copier()
+        self._copier = Copier(buffer_size=BUFFER_SIZE, nice=nice)
         self._committed = partial.written
         self._live: Callable[[], int] | None = None
 

@@ -38,6 +38,7 @@ class Fills:
         images: Asked before an entry is made whether there still is such an image; keeps the digests that are found.
         finish_percent: A fill that nobody waits for any more goes on if so much of it is there.
         kept: Called after an entry was made, or not.
+        nice: How much their threads stand back behind others.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Fills:
         *,
         finish_percent: int,
         kept: Callable[[], Awaitable[None]],
+        nice: int = 0,
     ) -> None:
         self._files = files
         self._engine = engine
@@ -56,6 +58,7 @@ class Fills:
         self._metrics = metrics
         self._finish_percent = finish_percent
         self._kept = kept
+        self._nice = nice
         self._fills: dict[str, Fill] = {}  # by image: an image's bytes never change
 
     def __iter__(self) -> Iterator[Fill]:
@@ -79,6 +82,7 @@ class Fills:
             closed=lambda: self._forget(fill),
             count=self._metrics.cache_bytes_from_stores.inc,
             finish_share=self._finish_percent / 100,
+            nice=self._nice,
         )
         fill.wanted = wanted
         begun: Partial | Refusal | None = None

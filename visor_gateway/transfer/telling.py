@@ -10,9 +10,10 @@ import trio
 
 from .growth import Growth
 
-#: They are told of new bytes at most so often, so that a crowd behind a slow store takes larger pieces less often.
+#: They are told of new bytes at most so often, so that a crowd takes larger pieces less often: each message costs a
+#: turn for every reader, and a wake-up of its client.
 TOLD_SECONDS: Final = 0.002
-TOLD_SECONDS_PER_READER: Final = 0.00005
+TOLD_SECONDS_PER_READER: Final = 0.002
 TOLD_SECONDS_MAX: Final = 0.02
 
 
