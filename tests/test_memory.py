@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from visor_gateway.memory import library_code
+from visor_gateway.memory import library_pages
 
 SETTLED = """
 import gc
@@ -34,6 +34,10 @@ Anonymous:             0 kB
 VmFlags: rd ex mr mw me
 3000-4000 r--p 00002000 fe:00 1                          /usr/lib/of ours.so
 Anonymous:             0 kB
+4000-4800 r--p 00003000 fe:00 1                          /usr/lib/of ours.so
+Anonymous:             2 kB
+4800-5000 rw-p 00004000 fe:00 1                          /usr/lib/of ours.so
+Anonymous:             0 kB
 5000-6000 r-xp 00000000 fe:00 2                          /usr/lib/written-to.so
 Anonymous:             4 kB
 6000-7000 rwxp 00000000 fe:00 3                          /usr/lib/writable.so
@@ -47,8 +51,8 @@ Anonymous:             0 kB
 """
 
 
-def test_only_code_of_files_is_given_back_that_nobody_has_written_to() -> None:
-    assert list(library_code(SMAPS)) == [(0x1000, 0x3000), (0xFFFF0000, 0xFFFF8000)]
+def test_only_what_is_in_a_file_and_was_never_written_to_is_given_back() -> None:
+    assert list(library_pages(SMAPS)) == [(0x1000, 0x3000), (0x3000, 0x4000), (0xFFFF0000, 0xFFFF8000)]
 
 
 GIVEN_BACK = """

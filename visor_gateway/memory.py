@@ -26,8 +26,8 @@ def settle() -> None:
     Modules, classes and routes are some 160,000 objects that live as long as the process. To look through them took the
     collector a tenth of a second each time, in which nobody was served (docs/performance.md). Blocks for as long once.
 
-    The code of libraries goes back as well: what a start runs of it is mostly not what serving does, and that is read
-    from the page cache again, in pieces of 64 KiB, when it is first run.
+    Code and constants of libraries go back as well: what a start needs of them is mostly not what serving does, and
+    that is taken from the page cache again, in pieces of 64 KiB, when it is first needed.
     """
     gc.collect()
     gc.freeze()
@@ -35,19 +35,20 @@ def settle() -> None:
     if hasattr(_libc, "malloc_trim"):  # glibc's own
         _libc.malloc_trim(ctypes.c_size_t(0))
     with suppress(OSError):
-        for begin, end in library_code(_SMAPS.read_text("utf-8", "replace")):
+        for begin, end in library_pages(_SMAPS.read_text("utf-8", "replace")):
             _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
-def library_code(smaps: str) -> Iterator[tuple[int, int]]:
-    """Begin and end of what is mapped from files to be executed, and that nobody has written to: a page that a debugger
-    has changed is in no file, and would be lost."""
-    code: tuple[int, int] | None = None
+def library_pages(smaps: str) -> Iterator[tuple[int, int]]:
+    """Begin and end of what is mapped from files to be run or read, and that nobody has written to: what was relocated,
+    or changed by a debugger, is in no file and would be lost."""
+    found: tuple[int, int] | None = None
     for line in smaps.splitlines():
         name, _, rest = line.partition(" ")
         if not name.endswith(":"):
             permissions, *_, path = rest.split(maxsplit=4)
             begin, _, end = name.partition("-")
-            code = (int(begin, 16), int(end, 16)) if permissions == "r-xp" and path.startswith("/") else None
-        elif code is not None and name == "Anonymous:" and rest.split()[0] == "0":
-            yield code
+            is_library = permissions in {"r-xp", "r--p"} and path.startswith("/")
+            found = (int(begin, 16), int(end, 16)) if is_library else None
+        elif found is not None and name == "Anonymous:" and rest.split()[0] == "0":
+            yield found

@@ -14,8 +14,8 @@ import trio
 from gateway import Gateway, running_gateway
 from pulling_client import connecting
 
+from visor_gateway.routes.delivery import LAST_BLOCK
 from visor_gateway.transfer.transfer import Transfer
-from visor_gateway.transfer.verify import HELD
 
 DATA = os.urandom(24 << 20)
 
@@ -95,7 +95,7 @@ async def test_the_kernel_moves_a_large_image_and_the_connection_lives_on(gatewa
         _, body = await client.answer()
         assert body == DATA[begin : begin + length]
     # All but the last blocks, which wait until the file is known to be unchanged.
-    assert sum(sent) == 2 * len(DATA) - 10 - 2 * HELD
+    assert sum(sent) == 2 * len(DATA) - 10 - 2 * LAST_BLOCK
     await client.ask("/status")
     assert (await client.answer())[1] == b"OK"
 

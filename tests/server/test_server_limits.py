@@ -440,7 +440,7 @@ async def test_connections_that_arrive_together_are_accepted_together(monkeypatc
         clients = [socket.create_connection(("127.0.0.1", edge.port)) for _ in range(20)]
         while edge.server.statistics().connections < len(clients):
             await wait_all_tasks_blocked()
-        assert len(waits) <= 20 // 8 + 2
+        assert len(waits) <= 20 // listen.ACCEPTED_TOGETHER + 2
         for client in clients:
             client.sendall(LAST_GET)
         await until_no_connection(edge)

@@ -21,7 +21,7 @@ from ..transfer.relay import Move, relay
 from ..transfer.setbacks import Candidate
 from ..transfer.transfer import Transfer
 from ..transfer.upstream import Upstream
-from ..transfer.verify import HELD, Hashed, Verified
+from ..transfer.verify import Hashed, Verified
 from . import locations
 from .entity import Layout
 from .movement import Send
@@ -29,6 +29,10 @@ from .request import Services
 
 CLOSE_SECONDS: Final = 5.0
 ZERO_COPY_MIN: Final = 1 << 20  # bytes; below, handing over to a pump costs more than the copy
+
+#: Bytes of a file that the kernel does not move: the last block, which waits for the last look at the file. Each pull
+#: has memory for them, and many end at once.
+LAST_BLOCK: Final = 4 << 10
 
 
 class Delivery:
@@ -184,7 +188,7 @@ class Delivery:
         connection = self._connection
         if connection is None or not connection.lends or length < ZERO_COPY_MIN:
             return 0
-        length -= HELD
+        length -= LAST_BLOCK
         async with connection.lend(length) as sock:
             await self._services.zerocopy.send_file(
                 sock, stream.file, stream.position, length, transfer.meter, transfer.pace

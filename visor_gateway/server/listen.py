@@ -31,7 +31,9 @@ from .wire import ClientGone, Wire
 __all__ = ["Server", "ServerSettings", "Statistics"]
 
 WATCH_SECONDS: Final = 1.0
-ACCEPTED_TOGETHER: Final = 8  # few, as other workers accept from the same socket
+#: Few: other workers accept from the same socket, and each new client holds the event loop for some 0.2 ms, with its
+#: head, before which nobody else is looked at.
+ACCEPTED_TOGETHER: Final = 4
 ACCEPT_RETRY_SECONDS: Final = 0.1  # out of descriptors or memory: others have to end first
 FDS_PER_CONNECTION: Final = 3  # its socket, the image file, and one to work with
 FDS_RESERVED: Final = 128  # database, log, listeners, libraries
