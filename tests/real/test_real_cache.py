@@ -116,7 +116,10 @@ def test_fifty_kills_under_fills_leave_no_wrong_entry(tmp_path: Path, paced: Ngi
             data = chance.randbytes(size)
             path = refer(gateway, paced, data, f"disk{number}")
             images[path] = data
-            kill_at(gateway, path, chance.randrange(size * 5 // 4))
+            if number % 10:
+                kill_at(gateway, path, chance.randrange(size * 5 // 4))
+            else:
+                kill_at(gateway, path, size, lambda: set(names(cache)) - kept)
             gateway = launch(tmp_path / "gateway", config=CONFIG, workers=1, popen=preloaded.popen)
             for file in cache.glob("*.image"):
                 if file.name not in kept:
@@ -129,11 +132,16 @@ def test_fifty_kills_under_fills_leave_no_wrong_entry(tmp_path: Path, paced: Ngi
     assert 0 < len(kept) < KILLS
 
 
-def kill_at(gateway: Gateway, path: str, point: int) -> None:
-    """Kill a gateway when its client has so many bytes, or all of them."""
+def names(cache: Path) -> list[str]:
+    return [file.name for file in cache.glob("*.image")]
+
+
+def kill_at(gateway: Gateway, path: str, point: int, ready: Callable[[], object] = lambda: True) -> None:
+    """Kill a gateway when its client has so many bytes, or all of them, and it is ready for that."""
     with gateway.client().start("GET", path) as wire:
         try:
             size = int(wire.read_head().header("content-length") or 0)
             wire.read_exactly(min(point, size))
+            eventually(ready)
         finally:
             gateway.kill()
