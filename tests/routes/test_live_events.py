@@ -93,7 +93,7 @@ class Reader:
         for kind, epoch, seq, data in EVENT.findall(message["body"].decode()):
             parsed = live.parse(data)
             assert kind == data.split('"', 4)[3]
-            assert getattr(parsed, "seq", None) == (int(seq) if seq else None)
+            assert not seq or parsed.seq == int(seq)
             self.heard.append(parsed)
             if seq:
                 self.ids.append((epoch, int(seq)))
@@ -145,6 +145,23 @@ async def test_the_stream_carries_the_messages_of_the_channel_with_ids_to_resume
     ]
     assert {epoch for epoch, _ in reader.ids} == {hub.epoch}
     assert [seq for _, seq in reader.ids] == sorted({seq for _, seq in reader.ids})
+    assert [seq for _, seq in reader.ids] == [each.seq for each in reader.heard if hasattr(each, "seq")]
+
+
+async def test_one_that_resumes_is_given_no_id_behind_what_it_missed(
+    autojump_clock: MockClock, hub: Hub, nursery: trio.Nursery
+) -> None:
+    first = await reading(hub, nursery)
+    epoch, seq = first.ids[-1]
+    for id in "tu":
+        end(hub, start(hub, id))
+    await trio.sleep(0.1)
+    resumed = await reading(hub, nursery, last=f"{epoch}:{seq}")
+    assert resumed.names() == ["Hello", "Snapshot"] + ["Event"] * 4
+    assert resumed.ids == [(epoch, each.seq) for each in first.heard if isinstance(each, live.Event)]
+    other = await reading(hub, nursery, last="00ff:1")
+    assert other.names() == ["Hello", "Gap", "Snapshot"]
+    assert [seq for _, seq in other.ids] == [other.heard[-1].seq]
 
 
 async def test_filters_and_cadence_are_in_the_query(autojump_clock: MockClock, hub: Hub, nursery: trio.Nursery) -> None:

@@ -115,7 +115,9 @@ async def events(request: Request, receive: Receive, send: Send) -> Answer | Tex
         for wish in wishes:
             watch.hear(msgspec.json.encode(wish).decode())
         await send({"type": "http.response.start", "status": 200, "headers": list(_EVENT_STREAM)})
-        await _converse(watch, _EventStream(send), connection, functools.partial(_until_gone, receive))
+        await _converse(
+            watch, _EventStream(send, resumes=last is not None), connection, functools.partial(_until_gone, receive)
+        )
     return None
 
 
@@ -155,22 +157,34 @@ async def _until_gone(receive: Receive) -> None:
 
 class _EventStream:
     """Messages as events of a stream (HTML, 9.2): `event` is the message's type, `data` the message. What has a `seq`
-    has an id, `<epoch>:<seq>`; the epoch is that of `hello`, which comes first. Nothing can be asked of its reader."""
+    has an id, `<epoch>:<seq>`; the epoch is that of `hello`, which comes first. Nothing can be asked of its reader.
+
+    Where the reader resumes, `hello` and the snapshot come before what it missed, with later numbers: they have no id,
+    or a connection that breaks between them and the rest would be resumed behind it. After a `gap` nothing is missed
+    any more.
+    """
 
     pinged_at = None
     sends_now = False
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, *, resumes: bool) -> None:
         self._send = send
         self._epoch: str | None = None
+        self._is_early = resumes  # whether what comes was not asked for yet
 
     async def send(self, texts: Sequence[str], *, ping: bool) -> None:
         if not texts:
             return
         if self._epoch is None:
             self._epoch = _decode(texts[0]).epoch
-        body = b"".join(_as_event(text, self._epoch) for text in texts)
+        body = b"".join(map(self._event, texts))
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    def _event(self, text: str) -> bytes:
+        if not self._is_early:
+            return _as_event(text, self._epoch)
+        self._is_early = _decode(text).type == "hello"
+        return _as_event(text, None)
 
     async def close(self, reason: ByeReason) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -190,7 +204,7 @@ _decode: Final = msgspec.json.Decoder(_Stamped).decode
 @functools.lru_cache(maxsize=64)  # many watchers get the same message
 def _as_event(text: str, epoch: str | None) -> bytes:
     message = _decode(text)
-    id = "" if message.seq is None else f"id: {epoch}:{message.seq}\n"
+    id = "" if message.seq is None or epoch is None else f"id: {epoch}:{message.seq}\n"
     return f"event: {message.type}\n{id}data: {text}\n\n".encode()
 
 
