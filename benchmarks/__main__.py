@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from . import fanout, isolation, proxied, pulls, report, requests, subscribers, uploads, waiters, waits
+from . import cached, fanout, isolation, proxied, pulls, report, requests, subscribers, uploads, waiters, waits
 from .clients import ClientFailed
 from .control import Refused
 from .machine import description
@@ -29,6 +29,7 @@ WORKLOADS: Final[Mapping[str, Callable[[Stand], Iterator[Table]]]] = {
     "slow": pulls.slow,
     "stalled": pulls.stalled,
     "tls": pulls.tls,
+    "cached": cached.workloads,
     "fanout": fanout.workloads,
     "waiters": waiters.workloads,
     "proxied": proxied.workloads,
