@@ -41,11 +41,17 @@ def refer(
     return f"/images/{answer.json()['image']['_id']}"
 
 
-def digest_of(client: Client, path: str, taken: Callable[[int], None] = lambda count: None) -> str:
-    """The SHA-256 of a whole answer, which is read piece by piece."""
+def digest_of(
+    client: Client,
+    path: str,
+    taken: Callable[[int], None] = lambda count: None,
+    begun: Callable[[int], None] = lambda port: None,
+) -> str:
+    """The SHA-256 of a whole answer, which is read piece by piece. `begun` is told the client's port, with the head."""
     with client.start("GET", path) as wire:
         head = wire.read_head()
         assert head.status == 200, head.status
+        begun(wire.sock.getsockname()[1])
         left, digest = int(head.header("content-length") or 0), hashlib.sha256()
         while left:
             piece = wire.read_exactly(min(left, 256 * 1024))

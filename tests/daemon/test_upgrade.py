@@ -72,6 +72,26 @@ def has_ended(pid: int, seconds: float = END_SECONDS) -> bool:
         os.close(fd)
 
 
+def family(pid: int, younger: int) -> list[int]:
+    """A process and its workers, but not the younger generation, which it has started too."""
+    # A child is that of the thread which has started it.
+    children = " ".join(file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")).split()
+    return [pid, *(int(child) for child in children if int(child) != younger)]
+
+
+def is_connected(pids: list[int], port: int) -> bool:
+    """Whether one of these processes has the connection of the client at this port."""
+    connections = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    sockets = {f"socket:[{fields[9]}]" for fields in connections if int(fields[2].rpartition(":")[2], 16) == port}
+    held = set[str]()
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError):  # the process has ended
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(FileNotFoundError):  # it was closed
+                    held.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return bool(sockets & held)
+
+
 @contextlib.contextmanager
 def generations(directory: Path, *, killed: bool = False, **options: Any) -> Generator[Gateway, None, None]:
     """A gateway of which all generations end by one SIGTERM to the youngest, but for the oldest if that is `killed`."""
@@ -304,15 +324,22 @@ def test_a_fill_feeds_clients_of_both_generations(tmp_path: Path, workers: int, 
     with (
         nginx.start(tmp_path / "nginx") as origin,
         generations(tmp_path / "gateway", workers=workers, config=paced, killed=ends == "killed") as gateway,
-        ThreadPoolExecutor(4) as clients,
+        ThreadPoolExecutor(16) as clients,
     ):
-        path, received = refer(gateway, origin, data), list[int]()
-        early = [clients.submit(digest_of, gateway.client(), path, received.append) for _ in range(2)]
-        eventually(lambda: sum(received) > MIB, what="a fill under way")
+        path, received, first = refer(gateway, origin, data), list[int](), list[int]()
+        early = [clients.submit(digest_of, gateway.client(), path, received.append, first.append) for _ in range(2)]
+        eventually(lambda: len(first) == 2 and sum(received) > MIB, what="a fill under way")
         younger = upgrade(gateway)
-        late = [clients.submit(digest_of, gateway.client(), path, received.append) for _ in range(2)]
+        # An older generation may still accept somebody in the moment in which it stops to.
+        elders, late = family(gateway.pid, younger), []
+        assert all(is_connected(elders, port) for port in first)
+        while len(late) < 2:
+            ports = list[int]()
+            one = clients.submit(digest_of, gateway.client(), path, received.append, ports.append)
+            eventually(lambda ports=ports: ports, what="an answer")
+            (early if is_connected(elders, ports[0]) else late).append(one)
         pulls = lambda: gateway.admin.get("/transfers?kind=pull").json()["transfers"]  # ruff: ignore[lambda-assignment]
-        eventually(lambda: len(pulls()) == 4, what="clients of both generations")
+        eventually(lambda: len(pulls()) == len(early) + 2, what="clients of both generations")
         assert len(fills(gateway)) == 1
         if ends == "killed":
             os.kill(gateway.pid, signal.SIGKILL)
