@@ -56,7 +56,6 @@ from .workers import Workers
 
 END_SECONDS: Final = 3 * CLOSE_SECONDS  # beyond the drain, for a worker to end
 
-
 _log: Final = structlog.get_logger("visor_gateway.supervisor")
 
 
