@@ -128,6 +128,11 @@ def _fared(made: Summary) -> str:
     return f"{'cut' if made['slow_cut'] else 'alive'} after {made['slow_seconds']:.0f} s"
 
 
+def _client_each(made: Summary) -> str:
+    """Nothing where clients are not counted, as those that are not of ours."""
+    return f"{made['client_cpu'] * 1e6:.0f}" if made["client_cpu"] else ""
+
+
 #: Columns in their order; one without a value in a whole table is left out.
 _FLOW: Final[Sequence[tuple[str, Cell]]] = (
     ("GB/s", _number("rate", 2, 1e-9)),
@@ -152,6 +157,7 @@ _REQUESTS: Final[Sequence[tuple[str, Cell]]] = (
     ("lowest to highest", _range),
     ("server CPU us each", _number("server_cpu", 0, 1e6)),
     ("ratio", _number("cpu_ratio", 2)),
+    ("client CPU us each", _client_each),
     ("p99 ms", _number("p99", 1, 1e3)),
     ("server cores", _number("cores", 2)),
     ("messages", _number("messages", 0)),

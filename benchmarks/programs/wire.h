@@ -88,9 +88,4 @@ static long long content_length(const char *head) {
   const char *value = field(head, "content-length");
   return value ? atoll(value) : -1;
 }
-
-static int closes(const char *head) {
-  const char *value = field(head, "connection");
-  return value && !strncasecmp(value, "close", 5);
-}
 #endif

@@ -67,6 +67,24 @@ def test_what_was_measured_survives_being_written_and_read() -> None:
     assert report.markdown([again]) == report.markdown([run()])
 
 
+def test_requests_are_shown_with_the_cpu_of_both_sides() -> None:
+    figures: Figures = {
+        "requests": 1000,
+        "seconds": 0.5,
+        "client_cpu": 0.012,
+        "server_cpu": 0.2,
+        "p99": 0.01,
+        "peak_memory": 32 << 20,
+        "others": 0.0,
+    }
+    text = text_of(Table("list", "Lists", "one", {"one": [figures], "two": [{**figures, "server_cpu": 0.22}]}))
+    uncounted = text_of(Table("churn", "Churn", "one", {"one": [{**figures, "client_cpu": 0.0}]}))
+    assert "| server CPU us each | ratio | client CPU us each |" in text
+    assert "| one | 2000 | 1.00 | 1.00 to 1.00 | 200 | 1.00 | 12 |" in text
+    assert "| two | 2000 | 1.00 | 1.00 to 1.00 | 220 | 1.10 | 12 |" in text
+    assert "client CPU" not in uncounted
+
+
 def test_results_go_between_the_marks_of_a_document_and_nowhere_else(tmp_path: Path) -> None:
     document = tmp_path / "performance.md"
     document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
