@@ -38,7 +38,7 @@ from .server import systemd
 from .server.listen import Server
 from .server.listener import Endpoint, Inherited
 from .server.settings import ServerSettings
-from .serving import HubProcess, Sockets
+from .serving import HubProcess, Parts, Sockets
 from .store.http import HttpStore
 from .stores import StoreTable
 from .succession import Predecessor
@@ -178,14 +178,16 @@ class Daemon:
             from .predecessors import Predecessors
 
             predecessors = Predecessors.of_hub(self._hub, self._admission, self._rates, self._metrics)
-        return HubProcess(
+        return HubProcess(self._parts(), predecessors)
+
+    def _parts(self) -> Parts:
+        return Parts(
             self._hub,
             self._admission,
             self._rates,
             self._metrics,
-            stop=self._stop,
-            predecessors=predecessors,
-            announcer=self._announcer,
+            self._stop,
+            self._announcer,
             complain=self._reloader.complain,
         )
 

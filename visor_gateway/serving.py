@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -42,6 +43,24 @@ class Sockets(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a process has of the gateway, and its generations are told of.
+
+    Attributes:
+        stop: Set to have the process finish its transfers and end.
+        complain: Tells whoever reads the status.
+    """
+
+    hub: Hub
+    admission: Admission
+    rates: Rates
+    metrics: Metrics
+    stop: trio.Event
+    announcer: Announcer
+    complain: Callable[[str], None]
+
+
 class HubProcess:
     """`ServingProcess` of a process whose transfers are those of its hub.
 
@@ -51,30 +70,13 @@ class HubProcess:
         due: Set when an older generation has to end soon; `finish_at` says when.
     """
 
-    def __init__(
-        self,
-        hub: Hub,
-        admission: Admission,
-        rates: Rates,
-        metrics: Metrics,
-        *,
-        stop: trio.Event,
-        predecessors: Predecessors | None,
-        announcer: Announcer,
-        complain: Callable[[str], None],
-    ) -> None:
+    def __init__(self, parts: Parts, predecessors: Predecessors | None) -> None:
         self.duties = trio.CancelScope()
         self.retired = False
         self.due = trio.Event()
         self.finish_at = NEVER
-        self._hub = hub
-        self._admission = admission
-        self._rates = rates
-        self._metrics = metrics
-        self._stop = stop
+        self._parts = parts
         self._predecessors = predecessors
-        self._announcer = announcer
-        self._complain = complain
         self._reviser: Reviser | None = None
         self._sockets: Sockets | None = None
         self._own_plane: ControlPlane | None = None
@@ -92,7 +94,7 @@ class HubProcess:
 
     @property
     def is_stopping(self) -> bool:
-        return self._stop.is_set()
+        return self._parts.stop.is_set()
 
     def listening(self) -> Mapping[int, str]:
         return {} if self._sockets is None else self._sockets.passed_on()
@@ -103,21 +105,21 @@ class HubProcess:
 
     def retire(self) -> None:
         self.retired = True
-        self._announcer.hush()
+        self._parts.announcer.hush()
         self.duties.cancel(reason="there is a younger generation")
         if self._sockets is not None:
             self._sockets.leave_names()
-        self._stop.set()
+        self._parts.stop.set()
 
     def complain(self, what: str) -> None:
-        self._complain(what)
+        self._parts.complain(what)
 
     # --- an older one ----------------------------------------------------------------------------
 
     def draining_member(self) -> DrainingMember:
         from .transfer.draining import DrainingMember
 
-        return DrainingMember(self._hub, self._admission, self)
+        return DrainingMember(self._parts.hub, self._parts.admission, self)
 
     def joined(self, member: DrainingMember) -> None:
         from .transfer.remote_plane import RemotePlane
@@ -132,7 +134,7 @@ class HubProcess:
         if self._reviser is not None:
             self._reviser.services.history.recording = True
         self.limit_rate(self._own_share)
-        self._admission.resume_slots()
+        self._parts.admission.resume_slots()
         self._ask(None)
 
     def _ask(self, plane: ControlPlane | None) -> None:
@@ -145,16 +147,16 @@ class HubProcess:
 
     @property
     def share(self) -> int:
-        return self._rates.bytes_per_s if self._predecessors is None else self._predecessors.shares.bytes_per_s
+        return (self._parts.rates if self._predecessors is None else self._predecessors.shares).bytes_per_s
 
     def limit_rate(self, bytes_per_s: int) -> None:
         if self._predecessors is None:
-            self._rates.limit(bytes_per_s)
+            self._parts.rates.limit(bytes_per_s)
         else:
             self._predecessors.shares.limit(bytes_per_s)
 
     def families(self) -> Families:
-        own = self._metrics.families()
+        own = self._parts.metrics.families()
         return own if self._predecessors is None else self._predecessors.families(own)
 
     def learn(self, verdict: Verdict) -> None:

@@ -41,7 +41,7 @@ from .predecessors import Predecessors
 from .reloading import Reloader
 from .routes.request import Services
 from .server.bind import Listeners, held_listeners
-from .serving import HubProcess
+from .serving import HubProcess, Parts
 from .transfer.bus import Bus
 from .transfer.center import Center
 from .transfer.plane import ControlPlane
@@ -89,7 +89,7 @@ class Supervisor(Daemon):
         predecessors = self._predecessors = Predecessors(
             self._bus, self._center, self._shares, self._sums, self._admission, succeeds=self._succeeds
         )
-        return _CrewProcess(self, predecessors)
+        return _CrewProcess(self._parts(), predecessors, self)
 
     async def _run(self) -> None:
         async with AsyncExitStack() as stack:
@@ -271,17 +271,8 @@ class _CrewReloader(Reloader):
 class _CrewProcess(HubProcess):
     """That of a supervisor: the older generation is all of its workers."""
 
-    def __init__(self, supervisor: Supervisor, predecessors: Predecessors) -> None:
-        super().__init__(
-            supervisor._hub,
-            supervisor._admission,
-            supervisor._rates,
-            supervisor._metrics,
-            stop=supervisor._stop,
-            predecessors=predecessors,
-            announcer=supervisor._announcer,
-            complain=supervisor._reloader.complain,
-        )
+    def __init__(self, parts: Parts, predecessors: Predecessors, supervisor: Supervisor) -> None:
+        super().__init__(parts, predecessors)
         self._supervisor = supervisor
 
     def _ask(self, plane: ControlPlane | None) -> None:
