@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
+from recorded_disk import RecordedDisk
 
 from visor_gateway.store.cachedir import CacheDirectory
 from visor_gateway.store.cacheentries import Entry
@@ -341,23 +342,20 @@ def test_what_a_fill_wrote_can_be_locked_by_nobody_else(directory: CacheDirector
     partial.close()
 
 
-def test_the_disk_is_given_a_fill_late_and_not_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_is_given_a_fill_late_and_not_too_late(
+    tmp_path: Path, disk: RecordedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("visor_gateway.store.partial.WRITEBACK_STEP", 1000)
     monkeypatch.setattr("visor_gateway.store.partial.WRITEBACK_LATE", 3000)
     monkeypatch.setattr("visor_gateway.store.partial.WRITEBACK_BEHIND", 1000)
-    steps: list[tuple[str, int, int]] = []
-    calls = FileCalls(
-        start_writeback=lambda fd, offset, length: steps.append(("start", offset, length)),
-        wait_writeback=lambda fd, offset, length: steps.append(("wait", offset, length)),
-    )
-    directory = CacheDirectory(tmp_path / "cache", max_bytes=3 * SIZE, calls=calls)
+    directory = CacheDirectory(tmp_path / "cache", max_bytes=3 * SIZE, calls=disk.calls)
     directory.prepare()
     partial = begun(directory, 1)
     partial.write(bytes(3999))
-    assert steps == []  # a smaller one is left to the sync, for which nobody waits
+    assert disk.steps == []  # a smaller one is left to the sync, for which nobody waits
     partial.write(bytes(1))
     partial.write(bytes(2500))
-    assert steps == [
+    assert disk.steps == [
         ("start", 0, 1000),
         ("wait", 0, 1000),
         ("start", 1000, 1000),

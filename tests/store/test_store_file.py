@@ -13,6 +13,7 @@ import pytest
 import trio
 from file_subject import FileSubject
 from hypothesis import given
+from recorded_disk import RecordedDisk
 from store_suite import HOSTILE, StoreSuite, drain, hostile_text, leaving_nothing, new_key, open_descriptors, put, read
 
 from visor_gateway.errors import ObjectChanged, ObjectMissing, StoreError, StoreFull, StoreUnreachable
@@ -402,21 +403,16 @@ async def test_an_empty_directory_that_a_crash_left_is_swept(store: FileStore, s
 
 
 async def test_the_disk_gets_the_bytes_in_steps_while_they_come(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, disk: RecordedDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("visor_gateway.store.file.WRITEBACK_STEP", 1000)
     monkeypatch.setattr("visor_gateway.store.file.WRITEBACK_STEPS", 2)
-    steps: list[tuple[str, int, int]] = []
-    calls = FileCalls(
-        start_writeback=lambda fd, offset, length: steps.append(("start", offset, length)),
-        wait_writeback=lambda fd, offset, length: steps.append(("wait", offset, length)),
-    )
-    store = FileStore("file", tmp_path, calls=calls)
+    store = FileStore("file", tmp_path, calls=disk.calls)
     writer = await store.open_write(new_key())
     for size in (999, 1, 3500):
         await writer.write(bytes(size))
     await writer.commit()
-    assert steps == [
+    assert disk.steps == [
         ("start", 0, 1000),
         ("start", 1000, 1000),
         ("wait", 0, 1000),
