@@ -10,12 +10,12 @@ from .fanout import CachingGateway
 from .nginx import Origin
 from .process import ServerFailed
 from .proxied import ReferringGateway
-from .pulls import pull
+from .pulls import MANY, pull
 from .rounds import Contender, Table, alternate
 from .stand import Stand, present
 
-#: Streams, MiB of the image, how often one after the other.
-MANY: Final = ((1, 1024, 4), (8, 1024, 1))
+#: The first rows of those from the file store, so that their figures stand beside each other.
+FEW: Final = MANY[:2]
 
 
 class CachedGateway(ReferringGateway):
@@ -32,7 +32,7 @@ def workloads(stand: Stand) -> Iterator[Table]:
     if origin is None:
         raise ServerFailed(f"no origin: {stand.absent[Origin.name]}")
     peers = present(stand.gateway, stand.find(CachedGateway, lambda place: CachedGateway(place, origin)))
-    for streams, mib, repeats in MANY:
+    for streams, mib, repeats in FEW:
         file = stand.file(mib)
         for peer in peers:
             peer.image(file)
