@@ -7,16 +7,22 @@ import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import trio
 from gateway_process import Gateway, launch, running
+from rich.console import Console
 from terminal import on_a_terminal
+from trio.testing import MockClock
 from wire import Wire, eventually, store_image
 
+from visor_gateway.cli.follow import PAUSE_SECONDS
 from visor_gateway.cli.top.board import SILENCE_SECONDS, SORTS, Board, Wish
 from visor_gateway.cli.top.keys import parse
+from visor_gateway.cli.top.run import _Top
 from visor_gateway.cli.top.screen import render
+from visor_gateway.client import Client, ConnectionBroken, Forbidden, NotFound
 from visor_gateway.client.view import TransferView
 
 
@@ -111,6 +117,41 @@ def test_the_filter_looks_everywhere_and_can_be_taken_back() -> None:
     made.press("x")
     made.press("escape")
     assert keys(made) == ["b"]
+
+
+def test_images_are_known_by_their_names_where_those_can_be_seen() -> None:
+    made = board(
+        transfer("a", image="11112222-3"), transfer("b", image="33334444-5"), transfer("c", image="55556666-7")
+    )
+    assert made.unnamed() == ["11112222-3", "33334444-5", "55556666-7"]
+    made.name("11112222-3", "zesty")
+    made.name("33334444-5", "able")
+    made.name("55556666-7", None)
+    assert made.unnamed() == []
+    text = render(made, 200, 20).plain
+    assert all(shown in text for shown in ("zesty 11112222 ", "able 33334444 ", " 55556666-7 "))
+    made.sort, made.reverse = "image", False
+    assert keys(made) == ["c", "b", "a"]
+    made.press("/")
+    type_text(made, "ZEST")
+    assert keys(made) == ["a"]
+
+
+def test_a_name_is_forgotten_when_its_image_moves_no_more() -> None:
+    made = board(transfer("a"))
+    made.name("image-1", "zesty")
+    view = TransferView()
+    made.hear({"type": "snapshot", "transfers": [], "totals": {}}, view)
+    view.apply({"type": "snapshot", "transfers": [transfer("b")], "totals": {}})
+    assert made.unnamed() == ["image-1"]
+
+
+def test_a_group_has_the_name_of_its_one_image() -> None:
+    made = board(transfer("a"), transfer("b"), transfer("c", image="image-2", store="s3"), transfer("d", store="s3"))
+    made.name("image-1", "zesty")
+    made.name("image-2", "able")
+    made.group = "store"
+    assert {row.key: row.label for row in made.rows()} == {"file": "zesty image-1", "s3": "2 different"}
 
 
 def test_groups_sum_what_they_hold() -> None:
@@ -233,7 +274,8 @@ def test_a_narrow_screen_leaves_out_what_matters_least(
 
 
 def test_what_others_wrote_can_not_drive_the_terminal() -> None:
-    made = board(transfer("a", image="\x1b[2J\x07", client="\x9b31m"))
+    made = board(transfer("a", image="\x1b[2J\x07", client="\x9b31m"), transfer("b"))
+    made.name("image-1", "\x1b]0;x\x07")
     made.filter = "\x1b"
     shown = render(made, 120, 20).plain
     made.filter = ""
@@ -266,12 +308,42 @@ def test_keys_are_read_as_terminals_write_them(data: bytes, pressed: list[str]) 
     assert parse(data) == pressed
 
 
+class Records:
+    """A client that has a record, is refused others, and loses its connection once."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def head(self, image_id: str) -> dict[str, str]:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(image_id)
+        match image_id:
+            case "gone":
+                raise NotFound("No image", status=404)
+            case "private":
+                raise Forbidden("No", status=403)
+            case "late" if self.asked.count("late") == 1:
+                raise ConnectionBroken("cut")
+        return {"name": f"name of {image_id}"}
+
+
+async def test_names_are_asked_for_once_and_again_only_where_the_gateway_was_away(autojump_clock: MockClock) -> None:
+    made = board(*(transfer(id, image=id) for id in ("gone", "here", "late", "private")))
+    client = Records()
+    top = _Top(cast(Client, client), made, Console())
+    with trio.move_on_after(3.5 * PAUSE_SECONDS):
+        await top._name()
+    assert client.asked == ["gone", "here", "late", "private", "late"]
+    names = {row.key: row.name for row in made.rows()}
+    assert names == {"gone": None, "here": "name of here", "late": "name of late", "private": None}
+
+
 # --- on a terminal -------------------------------------------------------------------------------
 
 
 @contextmanager
 def pulling(gateway: Gateway) -> Generator[tuple[str, Wire]]:
-    image = store_image(gateway.admin, random.Random(8).randbytes(24 << 20))
+    image = store_image(gateway.admin, random.Random(8).randbytes(24 << 20), name="zesty")
     with gateway.admin.start("GET", image.path, receive_buffer=65536) as wire:
         head = wire.read_head()
         yield head.header("x-transfer-id") or "", wire
@@ -286,7 +358,7 @@ def test_a_pull_is_seen_and_steered_by_keys_and_a_restart_survived(tmp_path: Pat
     gateway = launch(tmp_path)
     with on_a_terminal(gateway, "top") as terminal:
         with pulling(gateway) as (transfer_id, _):
-            terminal.until(lambda seen: transfer_id[:8] in seen and "running" in seen)
+            terminal.until(lambda seen: transfer_id[:8] in seen and "running" in seen and "zesty " in seen)
             terminal.press("p")
             eventually(lambda: state(gateway, transfer_id) == "paused")
             terminal.until(lambda seen: "paused" in seen)

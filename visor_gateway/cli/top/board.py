@@ -27,6 +27,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         key: What the selection sticks to: a transfer's id, or the group's value.
         ids: The transfers.
         average: Bytes per second since the start.
+        name: That of the image; None where it is not known, or where there are several.
         left: Seconds to the end; None where nobody can tell.
         wait: What is waited for, in ms of the last interval.
     """
@@ -47,6 +48,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     waiters: int
     started: str
     limit: int | None
+    name: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The image as people know it: its name, and the beginning of its id, since names need not differ."""
+        return self.image if self.name is None else f"{self.name} {self.image[:8]}"
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -78,6 +85,7 @@ class Board:
         self._view = TransferView()
         self._clocks: dict[str, tuple[float, float]] = {}  # seconds it had run when it was seen first, and when
         self._selected: str | None = None
+        self._names: dict[str, str | None] = {}
 
     # --- in ------------------------------------------------------------------------------------
 
@@ -91,6 +99,21 @@ class Board:
                 rate = transfer.get("rate_avg") or 0
                 self._clocks[id] = (transfer["bytes"] / rate if rate else 0.0, self._now())
         self._clocks = {id: clock for id, clock in self._clocks.items() if id in view.transfers}
+        images = self._images()
+        self._names = {id: name for id, name in self._names.items() if id in images}
+
+    def unnamed(self) -> list[str]:
+        """Images that move and of which nothing was said to `name`."""
+        return sorted(self._images() - self._names.keys())
+
+    def name(self, image: str, name: str | None) -> None:
+        """Take in an image's name; None where there is none for whoever looks. It is forgotten when the image moves
+        no more.
+        """
+        self._names[image] = name
+
+    def _images(self) -> set[str]:
+        return {transfer["image"] for transfer in self._view.transfers.values()}
 
     def press(self, key: str) -> Wish | None:
         """Act on a key: a character, or `up`, `down`, `enter`, `escape`, `backspace`. Returns what it asks for."""
@@ -210,6 +233,7 @@ class Board:
             waiters=transfer.get("waiters") or 0,
             started=transfer["started_at"],
             limit=transfer.get("limit_bytes_per_s"),
+            name=self._names.get(transfer["image"]),
         )
 
 
@@ -221,7 +245,7 @@ class Prompt(msgspec.Struct, frozen=True):
 
 
 def _searched(row: Row) -> str:
-    return " ".join((row.key, row.kind, row.image, row.client, row.store, row.state)).lower()
+    return " ".join((row.key, row.kind, row.image, row.name or "", row.client, row.store, row.state)).lower()
 
 
 def _order(sort: str) -> Callable[[Row], Any]:
@@ -230,6 +254,8 @@ def _order(sort: str) -> Callable[[Row], Any]:
         return lambda row: (row.left is None, row.left or 0.0, row.key)
     if sort == "wait":
         return lambda row: (max(row.wait.items(), key=lambda item: item[1], default=("", 0))[0], row.key)
+    if sort == "image":
+        return lambda row: (row.label, row.key)
     return lambda row: (getattr(row, sort), row.key)
 
 
@@ -264,6 +290,7 @@ def _sum(value: str, rows: Sequence[Row]) -> Row:
         waiters=sum(row.waiters for row in rows),
         started=min(row.started for row in rows),
         limit=None,
+        name=rows[0].name if len({row.image for row in rows}) == 1 else None,
     )
 
 

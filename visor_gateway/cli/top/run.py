@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Final
 
 import anyio
 from rich.console import Console
 from rich.live import Live
 
-from ...client import Client, ConnectionBroken, Message, Unreachable, VisorError
+from ...client import Client, ConnectionBroken, Forbidden, Message, NotFound, Unreachable, VisorError
 from ...client.view import TransferView
 from ..follow import PAUSE_SECONDS, Following
 from . import keys, screen
@@ -42,6 +43,7 @@ class _Top:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._follow)
                 group.start_soon(self._listen, live)
+                group.start_soon(self._name)
                 while not self._board.ended:
                     self._draw(live)
                     await anyio.sleep(REFRESH_SECONDS)
@@ -63,6 +65,20 @@ class _Top:
     def _hear(self, message: Message, view: TransferView) -> None:
         self._heard = True
         self._board.hear(message, view)
+
+    async def _name(self) -> None:
+        """Look up the names of what moves, once each. What this user may not see stays an id."""
+        while True:
+            for image in self._board.unnamed():
+                with suppress(VisorError):  # asked again
+                    self._board.name(image, await self._name_of(image))
+            await anyio.sleep(PAUSE_SECONDS)
+
+    async def _name_of(self, image: str) -> str | None:
+        try:
+            return (await self._client.head(image)).get("name")
+        except (NotFound, Forbidden):
+            return None
 
     async def _listen(self, live: Live) -> None:
         while True:

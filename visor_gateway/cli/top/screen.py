@@ -74,7 +74,7 @@ def _line(row: Row, width: int, *, chosen: bool) -> Text:
     cells = [
         row.key[:8] if count == 1 else f"{count} moves",
         row.kind,
-        row.image,
+        row.label,
         row.client,
         row.state,
         _bar(row),
