@@ -151,3 +151,62 @@ async def inheriting(name: str, settings: ServerSettings) -> AsyncGenerator[int]
         finally:
             with trio.move_on_after(10, shield=True):
                 await server.drain(0)
+
+
+async def test_the_end_of_an_answer_does_not_wait_for_the_farewell_of_the_client(tls_files: Any) -> None:
+    async with serving(hello, **tls_files.settings) as edge:
+        transport = await trio.open_tcp_stream("127.0.0.1", edge.port)
+        client = trio.SSLStream(transport, tls_files.client, server_hostname="localhost")
+        await client.send_all(LAST_GET)
+        assert (await receive_all(client)).endswith(b"hello")
+        # Nothing was sent since: what the server has said last, and its FIN, came by themselves.
+        assert await transport.receive_some(1) == b""
+        await trio.aclose_forcefully(client)
+
+
+async def test_a_cancelled_send_over_tls_resets_the_connection(tls_files: Any) -> None:
+    """A part of a record is on its way: whatever came behind it would be noise."""
+    sending = trio.CancelScope()
+    is_full = trio.Event()
+
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"67108864")]})
+        with sending:
+            is_full.set()
+            await send({"type": "http.response.body", "body": bytes(64 << 20)})
+
+    async with serving(app, **tls_files.settings) as edge:
+        client = await edge.tls_client(tls_files.client)
+        await client.send_all(GET)
+        await is_full.wait()
+        sending.cancel()
+        with pytest.raises(trio.BrokenResourceError):
+            await receive_all(client)
+        await trio.aclose_forcefully(client)
+
+
+async def test_an_upload_and_its_answer_pass_each_other_over_tls(tls_files: Any) -> None:
+    """Sender and receiver of one connection wait for the client at the same time."""
+
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9000000")]})
+        while (message := await receive())["type"] == "http.request":
+            await send({"type": "http.response.body", "body": message["body"], "more_body": message["more_body"]})
+            if not message["more_body"]:
+                return
+
+    body = bytes(range(250)) * 36_000
+    async with serving(app, **tls_files.settings) as edge:
+        client = await edge.tls_client(tls_files.client)
+        received = b""
+
+        async def receive() -> None:
+            nonlocal received
+            received = await receive_all(client)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await client.send_all(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 9000000\r\nConnection: close\r\n\r\n")
+            await client.send_all(body)
+        assert received.endswith(END + body)
+        await trio.aclose_forcefully(client)

@@ -20,11 +20,11 @@ import h11
 import httpcore2
 import trio
 
+from ..tls import TlsStream
 from .body import Body
 from .dialer import CONNECT_SECONDS, Dialer
 from .errors import BadResponse, StaleConnection, Unreachable, Untrusted
 from .sending import RequestBody, send_body
-from .tls import TlsStream
 
 HEAD_LIMIT: Final = 32 * 1024  # bytes of an answer's head, interim answers included; proxies in use send up to 16 KiB
 HEAD_SECONDS: Final = 30.0  # from the request to the end of the answer's head

@@ -13,11 +13,11 @@ import h11
 import msgspec
 import trio
 
+from ..tls import TlsStream
 from .body import Body
 from .connection import HEAD_LIMIT, framing_of, receive_head
 from .errors import BadResponse, BodyBroken, Unreachable
 from .sending import Block
-from .tls import TlsStream
 
 ANSWER_LIMIT: Final = 64 * 1024  # bytes of an answer's body that are kept
 EARLY_SECONDS: Final = 2.0  # for an answer of a peer that takes no more

@@ -21,13 +21,14 @@ from typing import Final
 
 import trio
 
+from ..tls import TlsStream
+
 #: Trio's 16 KiB costs twice the CPU for bulk; no bound at all, megabytes for each stalled client (docs/performance.md).
 NOTSENT_LOWAT: Final = 1 << 20
 LINGER_SECONDS: Final = 5.0
 LINGER_BYTES: Final = 1 << 20
 LINGER_BLOCK: Final = 64 * 1024
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 60, 15, 4  # a dead peer of an idle WebSocket is noticed in 2 min
-TLS_BLOCK: Final = 256 * 1024  # under TLS larger pieces are slower: each is copied and encrypted as a whole
 JOIN_BELOW: Final = 64 * 1024  # joining pieces below this is cheaper than a second system call
 
 # struct tcp_info of Linux: tcpi_bytes_acked is the u64 after 8 bytes, 24 u32 and two u64 of pacing.
@@ -72,9 +73,7 @@ class Wire:
             notsent_lowat: Bytes that the kernel takes beyond those that are under way to the client.
         """
         self._socket = stream.socket
-        self._stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] = stream
-        if tls is not None:
-            self._stream = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
+        self._tls = None if tls is None else TlsStream(stream, tls, server_hostname=None)
         self.encrypted = tls is not None
         self.closed = False
         self._is_tcp = self._socket.family != socket.AF_UNIX
@@ -114,15 +113,15 @@ class Wire:
         Raises:
             ClientGone: The client is gone or does not speak TLS with us.
         """
-        if isinstance(self._stream, trio.SSLStream):
+        if self._tls is not None:
             try:
-                await self._stream.do_handshake()
+                await self._tls.do_handshake()
             except _Broken as exc:
                 raise ClientGone from exc
 
     def is_client_certified(self) -> bool:
         """Whether the client has shown a certificate. After the handshake: one that is not accepted has failed it."""
-        return isinstance(self._stream, trio.SSLStream) and self._stream.getpeercert(binary_form=True) is not None
+        return self._tls is not None and self._tls.is_certified
 
     async def receive(self, size: int) -> bytes:
         """At most `size` bytes, b"" once the client has sent FIN. Cancellation loses nothing.
@@ -133,7 +132,7 @@ class Wire:
         if self.closed:
             raise ClientGone
         try:
-            return await (self._receive_plain(size) if not self.encrypted else self._receive_encrypted(size))
+            return await (self._receive_plain(size) if self._tls is None else self._tls.receive_some(size))
         except _Broken as exc:
             raise ClientGone from exc
 
@@ -145,9 +144,6 @@ class Wire:
                 raise ClientGone
             with suppress(BlockingIOError):
                 return os.read(self._socket.fileno(), size)
-
-    async def _receive_encrypted(self, size: int) -> bytes:
-        return bytes(await self._stream.receive_some(size))
 
     async def send(self, pieces: Sequence[Block], *, last: bool = False) -> None:
         """Send all of `pieces`, in as few segments as possible. Senders wait for each other.
@@ -260,10 +256,11 @@ class Wire:
             if sent == len(piece):
                 return
             pieces = [piece[sent:]]
-        if isinstance(self._stream, trio.SSLStream):
-            await self._send_encrypted(self._stream, pieces)
-        else:
+        if self._tls is None:
             await self._send_gathered(pieces)
+        else:
+            for block in pieces:
+                await self._tls.send_all(block)
 
     def _send_now(self, piece: bytes) -> int:
         """Send what the kernel takes of `piece` without waiting. Trio's socket would let others run in between."""
@@ -273,13 +270,6 @@ class Wire:
             return 0
         self._handed += sent
         return sent
-
-    @staticmethod
-    async def _send_encrypted(stream: trio.SSLStream[trio.SocketStream], pieces: Sequence[Block]) -> None:
-        for piece in pieces:
-            view = memoryview(piece)
-            for start in range(0, len(view), TLS_BLOCK):
-                await stream.send_all(view[start : start + TLS_BLOCK])
 
     async def _send_gathered(self, pieces: Sequence[Block]) -> None:
         views = [memoryview(piece) for piece in pieces if piece]
@@ -354,10 +344,9 @@ class Wire:
             self.close()
 
     async def _send_end(self) -> None:
-        if isinstance(self._stream, trio.SSLStream):
-            # Sends close_notify and waits for the client's; request bytes that come instead end it with an error.
+        if self._tls is not None:
             with suppress(*_Broken):
-                await self._stream.unwrap()
+                await self._tls.send_end()
         self._socket.shutdown(socket.SHUT_WR)
 
     async def _discard(self) -> None:
