@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
 from . import control
+from .machine import BOTH_CORES, SERVER_CORE
 from .peer import Absent, Peer, Target
 from .process import ServerProcess
 
@@ -50,6 +52,7 @@ class Glance(Peer):
 
     name = "Glance"
     status = "/healthcheck"
+    cores: Collection[int] = (SERVER_CORE,)
 
     def __init__(self, directory: Path, place: Path) -> None:
         self._place = place
@@ -71,9 +74,8 @@ class Glance(Peer):
             raise Absent(f"its database can't be made: {made.stderr.decode(errors='replace').strip()[-200:]}")
         listen = ["--http-socket", f"127.0.0.1:{self.port}", "--virtualenv", str(self._place)]
         close = ["--add-header", "Connection: close"]
-        return ServerProcess(
-            [str(programs / "uwsgi"), *listen, *_UWSGI.split(), *close], self.directory / "log", environ
-        )
+        command = [str(programs / "uwsgi"), *listen, *_UWSGI.split(), *close]
+        return ServerProcess(command, self.directory / "log", environ, cores=self.cores)
 
     def _configure(self) -> None:
         shipped = self._place / "etc" / "glance" / "glance-api-paste.ini"
@@ -127,3 +129,10 @@ class Glance(Peer):
         for image_id in self._uploaded:
             control.request(self.port, "DELETE", f"/v2/images/{image_id}")
         self._uploaded.clear()
+
+
+class FreeGlance(Glance):
+    """The same, free to use two cores."""
+
+    name = "Glance, two cores"
+    cores = BOTH_CORES

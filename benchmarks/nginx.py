@@ -113,8 +113,15 @@ class LargeBuffer(Nginx):
     body_buffer = "client_body_buffer_size 1m;"
 
 
+class FreeNginx(Nginx):
+    """nginx as it is configured by default, free to use two cores."""
+
+    name = "nginx, two cores"
+    cores = BOTH_CORES
+
+
 class FreeLargeBuffer(LargeBuffer):
-    """The same, free to use two cores."""
+    """nginx with the large buffer, free to use two cores."""
 
     name = "nginx, 1 MiB body buffer, two cores"
     cores = BOTH_CORES

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import control
-from .machine import version
+from .machine import BOTH_CORES, SERVER_CORE, version
 from .peer import Absent, Peer, Target
 from .process import ServerProcess
 
@@ -25,6 +26,7 @@ class Registry(Peer):
     """The registry of Docker distribution 2.8, with its file storage."""
 
     name = "docker-registry"
+    cores: Collection[int] = (SERVER_CORE,)
 
     def __init__(self, directory: Path) -> None:
         self._digests: dict[Path, str] = {}
@@ -37,7 +39,9 @@ class Registry(Peer):
         config = self.directory / "config.yml"
         config.write_text(_CONFIG.format(directory=self.directory, port=self.port))
         environ = {"OTEL_TRACES_EXPORTER": "none"}
-        return ServerProcess(["docker-registry", "serve", str(config)], self.directory / "log", environ)
+        return ServerProcess(
+            ["docker-registry", "serve", str(config)], self.directory / "log", environ, cores=self.cores
+        )
 
     def version(self) -> str:
         words = version("docker-registry", "--version").split()
@@ -70,3 +74,10 @@ class Registry(Peer):
     def clean_uploads(self) -> None:
         # The same digest is one blob, whatever its repositories: each upload replaces the one before.
         return
+
+
+class FreeRegistry(Registry):
+    """The same, free to use two cores."""
+
+    name = "docker-registry, two cores"
+    cores = BOTH_CORES

@@ -13,13 +13,13 @@ from typing import Final, TypeVar, cast
 import msgspec
 
 from .clients import Probe, Programs
-from .gateway import CopyingGateway, Gateway, Md5Gateway, TlsGateway
-from .glance import Glance
+from .gateway import CopyingGateway, FreeGateway, Gateway, Md5Gateway, TlsGateway
+from .glance import FreeGlance, Glance
 from .machine import CLIENT_CORE, MIB, pinned
-from .nginx import LargeBuffer, Nginx, TlsNginx, TwoWorkers
+from .nginx import FreeLargeBuffer, FreeNginx, LargeBuffer, Nginx, TlsNginx, TwoWorkers
 from .peer import Absent, Peer
 from .process import ServerFailed
-from .registry import Registry
+from .registry import FreeRegistry, Registry
 from .starlette import QuietStarlette, Starlette
 
 PeerT = TypeVar("PeerT", bound=Peer)
@@ -119,8 +119,8 @@ class Stand:
         self.versions[cls.name] = peer.version()
         return peer
 
-    def find_in_memory(self, cls: type[PeerT]) -> PeerT | None:
-        """A server whose files are in memory, where nobody waits for a disk; None where it can't be had."""
+    def find_in_memory(self, cls: type[PeerT], make: Callable[[Path], PeerT] | None = None) -> PeerT | None:
+        """As `find`, a server whose files are in memory, where nobody waits for a disk."""
         if not _MEMORY.is_dir():
             self.absent[cls.name] = f"{_MEMORY} is missing"
             return None
@@ -129,7 +129,7 @@ class Stand:
                 self._stack.enter_context(tempfile.TemporaryDirectory("-visor-benchmarks", dir=_MEMORY))
             )
         memory = self._memory
-        return self.find(cls, lambda place: cls(memory / place.name), label="in memory")
+        return self.find(cls, lambda place: (make or cls)(memory / place.name), label="in memory")
 
     @property
     def nginx(self) -> Nginx | None:
@@ -147,7 +147,11 @@ class Stand:
     @property
     def glance(self) -> Glance | None:
         """Glance, from its environment."""
-        return self.find(Glance, lambda place: Glance(place, self.options.peers / "glance"))
+        return self.find(Glance, lambda place: Glance(place, self._glance))
+
+    @property
+    def _glance(self) -> Path:
+        return self.options.peers / "glance"
 
     @property
     def starlette(self) -> Starlette | None:
@@ -167,6 +171,16 @@ class Stand:
         """Servers of the uploads, the reference first."""
         hashing = (self.find(Md5Gateway), self.glance, self.find(Registry))
         return present(self.find(LargeBuffer), self.nginx, self.gateway, *hashing)
+
+    def uploaders_in_memory(self) -> list[Peer]:
+        """Servers of uploads to memory on one core, the reference first."""
+        plain = map(self.find_in_memory, (LargeBuffer, Nginx, Gateway, Registry))
+        return present(*plain, self.find_in_memory(Glance, lambda place: Glance(place, self._glance)))
+
+    def free_uploaders(self) -> list[Peer]:
+        """The same on two cores."""
+        plain = map(self.find_in_memory, (FreeLargeBuffer, FreeNginx, FreeGateway, FreeRegistry))
+        return present(*plain, self.find_in_memory(FreeGlance, lambda place: FreeGlance(place, self._glance)))
 
     def tls(self) -> list[Peer]:
         """Servers that speak TLS, the reference first."""

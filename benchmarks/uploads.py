@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from .clients import Figures
-from .gateway import FreeGateway, FreeMd5Gateway, Gateway
+from .gateway import FreeMd5Gateway
 from .machine import MIB, SERVER_CORE, pinned
-from .nginx import FreeLargeBuffer, LargeBuffer, Nginx
 from .peer import Peer
 from .rounds import Contender, Table, alternate
-from .stand import Stand, present
+from .stand import Stand
 
 STREAMS: Final = (1, 4)
 
@@ -33,11 +32,10 @@ def workloads(stand: Stand) -> Iterator[Table]:
     for streams in STREAMS:
         yield _table(stand, "uploads", "Uploads", stand.uploaders(), streams)
     for streams in STREAMS:
-        peers = present(*map(stand.find_in_memory, (LargeBuffer, Nginx, Gateway)))
-        yield _table(stand, "uploads-memory", "Uploads to memory", peers, streams)
+        yield _table(stand, "uploads-memory", "Uploads to memory", stand.uploaders_in_memory(), streams)
     for streams in STREAMS:
-        peers = present(*map(stand.find_in_memory, (FreeLargeBuffer, FreeGateway)))
-        yield _table(stand, "uploads-cores", "Uploads to memory, servers on both cores", peers, streams)
+        title = "Uploads to memory, servers on both cores"
+        yield _table(stand, "uploads-cores", title, stand.free_uploaders(), streams)
     yield from _both_digests(stand)
 
 
