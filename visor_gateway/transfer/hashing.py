@@ -2,6 +2,9 @@
 
 Each holder of a buffer lets go of it when it is done, and the last one makes it free again. So bytes are hashed while
 they are written, several digests at once, and what waits for the slowest of them is bounded by the number of buffers.
+
+Threads hash in turns, no more at a time than there are cores: more are no faster, and a thread that holds the
+interpreter's lock, for which the event loop waits, would wait for its share of a core behind all of them.
 """
 
 from __future__ import annotations
@@ -12,8 +15,29 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
+from typing import Final
 
 from .digest import Hash
+
+
+class Turns:
+    """The right to keep a core busy, for so many at a time. Safe to use from several threads."""
+
+    def __init__(self, count: int) -> None:
+        # Not a semaphore, which is written in Python.
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(count):
+            self._free.put(None)
+
+    def __enter__(self) -> None:
+        """Wait for a turn."""
+        self._free.get()
+
+    def __exit__(self, *_: object) -> None:
+        self._free.put(None)
+
+
+TURNS: Final = Turns(len(os.sched_getaffinity(0)))
 
 
 def begin_thread(run: Callable[[], object], name: str, *, nice: int) -> None:
@@ -91,11 +115,12 @@ class InlineHasher:
 class Hasher:
     """One digest's thread. Between `start` and `end` nobody else touches the digest."""
 
-    def __init__(self, digest: Hash, buffers: Buffers, *, nice: int = 0) -> None:
-        """`nice`: how much the thread stands back behind others."""
+    def __init__(self, digest: Hash, buffers: Buffers, *, nice: int = 0, turns: Turns = TURNS) -> None:
+        """`nice`: how much the thread stands back behind others; `turns`: whom it shares the cores with."""
         self._digest = digest
         self._buffers = buffers
         self._nice = nice
+        self._turns = turns
         self._queue: SimpleQueue[tuple[Buffer, int] | None] = SimpleQueue()
         self._ended = threading.Event()
         self._started = False
@@ -131,7 +156,8 @@ class Hasher:
         while (item := self._queue.get()) is not None:
             buffer, count = item
             try:
-                self._digest.update(buffer.view[:count])
+                with self._turns:
+                    self._digest.update(buffer.view[:count])
             except Exception as error:
                 self._error = error  # and go on: the mover waits for its buffers
             self._buffers.let_go(buffer)

@@ -1,0 +1,90 @@
+"""Digests in threads of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from typing import Any
+
+import pytest
+
+from visor_gateway.transfer.hashing import TURNS, Buffers, Hasher, Turns
+
+SIZE = 4096
+
+
+def hash_pieces(hasher: Hasher, buffers: Buffers, count: int) -> None:
+    """Have `hasher` take `count` buffers full of zeros."""
+    for _ in range(count):
+        buffer = buffers.take()
+        buffer.holders = 1
+        hasher.put(buffer, SIZE)
+
+
+class Overlapping:
+    """A digest that tells how many of its kind are updated at once."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._inside = 0
+        self._lock = threading.Lock()
+        self._both = threading.Barrier(2)
+
+    def update(self, _: Any) -> None:
+        with self._lock:
+            self._inside += 1
+            self.most = max(self.most, self._inside)
+        # A second one that may come in does so while the first one waits for it.
+        try:
+            self._both.wait(0.01)
+        except threading.BrokenBarrierError:
+            self._both.reset()
+        with self._lock:
+            self._inside -= 1
+
+    def hexdigest(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_more_digests_are_computed_at_once_than_there_are_turns(count: int) -> None:
+    buffers, turns, digest = Buffers(4, SIZE), Turns(count), Overlapping()
+    hashers = [Hasher(digest, buffers, turns=turns) for _ in range(3)]
+    for hasher in hashers:
+        hasher.start()
+    for hasher in hashers:
+        hash_pieces(hasher, buffers, 10)
+    for hasher in hashers:
+        hasher.end()
+        hasher.check()
+    assert digest.most <= count
+
+
+def test_a_digest_that_fails_gives_its_turn_back() -> None:
+    class Failing:
+        def update(self, _: Any) -> None:
+            raise MemoryError("none left")
+
+        def hexdigest(self) -> str:
+            return ""
+
+    buffers, turns, digest = Buffers(2, SIZE), Turns(1), hashlib.sha256()
+    failing, other = Hasher(Failing(), buffers, turns=turns), Hasher(digest, buffers, turns=turns)
+    for hasher in (failing, other):
+        hasher.start()
+        hash_pieces(hasher, buffers, 3)
+        hasher.end()
+    with pytest.raises(MemoryError, match="none left"):
+        failing.check()
+    other.check()
+    assert digest.hexdigest() == hashlib.sha256(bytes(3 * SIZE)).hexdigest()
+
+
+def test_there_is_a_turn_for_each_core() -> None:
+    taken = [TURNS.__enter__() for _ in os.sched_getaffinity(0)]
+    try:
+        assert TURNS._free.empty()
+    finally:
+        for _ in taken:
+            TURNS.__exit__()
