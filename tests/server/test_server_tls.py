@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 from edge_peer import END, GET, LAST_GET, Message, hello, read_body, respond, serving
+from trio_websocket import open_websocket
 
 from visor_gateway.errors import ConfigError
 from visor_gateway.metrics import Metrics
@@ -210,3 +211,26 @@ async def test_an_upload_and_its_answer_pass_each_other_over_tls(tls_files: Any)
             await client.send_all(body)
         assert received.endswith(END + body)
         await trio.aclose_forcefully(client)
+
+
+async def test_websocket_messages_pass_both_ways_over_tls(tls_files: Any) -> None:
+    async def echo(scope: Message, receive: Any, send: Any) -> None:
+        assert scope["scheme"] == "wss"
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message["text"]})
+
+    async with (
+        serving(echo, **tls_files.settings) as edge,
+        open_websocket("localhost", edge.port, "/", use_ssl=tls_files.client) as client,
+        trio.open_nursery() as nursery,
+    ):
+        texts = [f"{number} ".ljust(20_000, "x") for number in range(200)]
+
+        async def speak() -> None:
+            for text in texts:
+                await client.send_message(text)
+
+        nursery.start_soon(speak)
+        assert [await client.get_message() for _ in texts] == texts
