@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from visor_gateway.transfer.hashing import TURNS, Buffers, Hasher, Turns
+from visor_gateway.transfer.hashing import CORES, Buffers, Cores, Hasher
 
 SIZE = 4096
 
@@ -48,9 +48,9 @@ class Overlapping:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_no_more_digests_are_computed_at_once_than_there_are_turns(count: int) -> None:
-    buffers, turns, digest = Buffers(4, SIZE), Turns(count), Overlapping()
-    hashers = [Hasher(digest, buffers, turns=turns) for _ in range(3)]
+def test_no_more_digests_are_computed_at_once_than_there_are_cores(count: int) -> None:
+    buffers, cores, digest = Buffers(4, SIZE), Cores(count), Overlapping()
+    hashers = [Hasher(digest, buffers, cores=cores) for _ in range(3)]
     for hasher in hashers:
         hasher.start()
     for hasher in hashers:
@@ -61,7 +61,7 @@ def test_no_more_digests_are_computed_at_once_than_there_are_turns(count: int) -
     assert digest.most <= count
 
 
-def test_a_digest_that_fails_gives_its_turn_back() -> None:
+def test_a_digest_that_fails_gives_its_core_back() -> None:
     class Failing:
         def update(self, _: Any) -> None:
             raise MemoryError("none left")
@@ -69,8 +69,8 @@ def test_a_digest_that_fails_gives_its_turn_back() -> None:
         def hexdigest(self) -> str:
             return ""
 
-    buffers, turns, digest = Buffers(2, SIZE), Turns(1), hashlib.sha256()
-    failing, other = Hasher(Failing(), buffers, turns=turns), Hasher(digest, buffers, turns=turns)
+    buffers, cores, digest = Buffers(2, SIZE), Cores(1), hashlib.sha256()
+    failing, other = Hasher(Failing(), buffers, cores=cores), Hasher(digest, buffers, cores=cores)
     for hasher in (failing, other):
         hasher.start()
         hash_pieces(hasher, buffers, 3)
@@ -81,10 +81,10 @@ def test_a_digest_that_fails_gives_its_turn_back() -> None:
     assert digest.hexdigest() == hashlib.sha256(bytes(3 * SIZE)).hexdigest()
 
 
-def test_there_is_a_turn_for_each_core() -> None:
-    taken = [TURNS.__enter__() for _ in os.sched_getaffinity(0)]
+def test_the_cores_are_those_of_this_process() -> None:
+    taken = [CORES.__enter__() for _ in os.sched_getaffinity(0)]
     try:
-        assert TURNS._free.empty()
+        assert CORES._free.empty()
     finally:
         for _ in taken:
-            TURNS.__exit__()
+            CORES.__exit__()

@@ -20,8 +20,8 @@ from typing import Final
 from .digest import Hash
 
 
-class Turns:
-    """The right to keep a core busy, for so many at a time. Safe to use from several threads."""
+class Cores:
+    """Cores, each for one thread at a time that keeps it busy. Safe to use from several threads."""
 
     def __init__(self, count: int) -> None:
         # Not a semaphore, which is written in Python.
@@ -30,14 +30,14 @@ class Turns:
             self._free.put(None)
 
     def __enter__(self) -> None:
-        """Wait for a turn."""
+        """Wait for one."""
         self._free.get()
 
     def __exit__(self, *_: object) -> None:
         self._free.put(None)
 
 
-TURNS: Final = Turns(len(os.sched_getaffinity(0)))
+CORES: Final = Cores(len(os.sched_getaffinity(0)))
 
 
 def begin_thread(run: Callable[[], object], name: str, *, nice: int) -> None:
@@ -115,12 +115,12 @@ class InlineHasher:
 class Hasher:
     """One digest's thread. Between `start` and `end` nobody else touches the digest."""
 
-    def __init__(self, digest: Hash, buffers: Buffers, *, nice: int = 0, turns: Turns = TURNS) -> None:
-        """`nice`: how much the thread stands back behind others; `turns`: whom it shares the cores with."""
+    def __init__(self, digest: Hash, buffers: Buffers, *, nice: int = 0, cores: Cores = CORES) -> None:
+        """`nice`: how much the thread stands back behind others; `cores`: those that it shares with others."""
         self._digest = digest
         self._buffers = buffers
         self._nice = nice
-        self._turns = turns
+        self._cores = cores
         self._queue: SimpleQueue[tuple[Buffer, int] | None] = SimpleQueue()
         self._ended = threading.Event()
         self._started = False
@@ -156,7 +156,7 @@ class Hasher:
         while (item := self._queue.get()) is not None:
             buffer, count = item
             try:
-                with self._turns:
+                with self._cores:
                     self._digest.update(buffer.view[:count])
             except Exception as error:
                 self._error = error  # and go on: the mover waits for its buffers
